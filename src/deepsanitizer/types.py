@@ -1,0 +1,331 @@
+"""The frozen values that flow through the program, and the protocols of its replaceable parts.
+
+The threat model is kept here: a signal, a remedy or a search receives `Classifier`s, `Split`s, `Dummies`,
+evidence and a `Run`. No type in this file can carry real images, labels or a true trigger.
+
+Units: images are float32 (N, C, H, W) with pixels in [0, 1] (a network fed 0..255 has std 1/255); margins are
+logit differences; shares and agreements are 0 to 1; ACC, ASR and RA (only in `evaluate` and `bench`) are percent.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, UsageError
+
+VerdictName = Literal["clean", "suspicious", "backdoored", "inconclusive"]
+Kind = Literal["all2one", "specific", "all2all"]
+Outcome = Literal["unchanged", "accepted", "rolled_back", "unsupported"]
+Effort = Literal["fast", "standard", "thorough"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How a network wants its images: shape (C, H, W), and mean and std per channel in units of [0, 1] pixels."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or any(size < 1 for size in self.shape):
+            raise UsageError(f"the input shape {self.shape} is not (channels, height, width)",
+                             "Give it as in --input-shape 3,32,32.")
+        if self.num_classes < 2:
+            raise CannotJudgeError(f"the model has {self.num_classes} class",
+                                   "A backdoor needs a class to send images to: nothing can be judged.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.shape[0]:
+                raise UsageError(f"{name} has {len(values)} values for {self.shape[0]} input channels",
+                                 "Give one number for each channel.")
+        if any(not value > 0 for value in self.std):
+            raise UsageError("a standard deviation in std is not above zero", "Check --std or config.json.")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise UsageError(f"class_names has {len(self.class_names)} names for {self.num_classes} classes",
+                             "Give one name for each class, or leave class_names out.")
+
+    def class_label(self, index: int) -> str:
+        """The name of a class for people: its number, with its name where one is known."""
+        return f"{index} ({self.class_names[index]})" if self.class_names else str(index)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where weights came from, and all that is needed to write others in their place, drop-in."""
+
+    path: Path
+    format: Literal["folder", "safetensors", "torch"]
+    sha256: str  # of the weights file
+    weights: Path  # the weights file itself (inside the folder, for a folder)
+    keys: Mapping[str, str]  # network key -> key in the file, in file order
+    dtypes: Mapping[str, torch.dtype]  # by key in the file
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of a safetensors file
+    wrapper: tuple[str, ...] = ()  # path of keys to the state dict inside a .pt, e.g. ("model", "state_dict")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A network in eval mode with float32 weights, how to feed it, and where it came from."""
+
+    network: nn.Module
+    spec: InputSpec
+    checkpoint: Checkpoint | None
+    notes: tuple[str, ...] = ()  # what loading did that a user should know, one sentence each
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The one place that decides device and precision. bfloat16 only where the processor has it."""
+
+    device: torch.device
+    bfloat16: bool
+
+
+class Progress(Protocol):
+    """Called now and then: a stage's name, steps done and steps in all."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress callback that says nothing."""
+
+
+class PassMeter:
+    """Counts cost so that it holds on any machine.
+
+    One pass is the multiply-adds of one image forward and backward through the whole network; forward alone
+    counts a third.
+    """
+
+    def __init__(self) -> None:
+        self.passes = 0.0
+
+    def add(self, images: int, *, backward: bool, share: float = 1.0) -> None:
+        """Count a batch; share is the part of the network's multiply-adds that it went through."""
+        self.passes += images * share * (1.0 if backward else 1 / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every long step receives: where to compute, the seed, whom to tell, when to stop, what it cost."""
+
+    compute: Compute
+    seed: int = 0
+    progress: Progress = silent
+    deadline: float | None = None  # of time.monotonic()
+    meter: PassMeter = field(default_factory=PassMeter)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A fresh CPU generator for one purpose: the same seed and purpose give the same numbers anywhere."""
+        digest = hashlib.sha256(f"{self.seed}:{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Report progress, and stop where the deadline has passed."""
+        self.progress(stage, done, total)
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise DeadlineReachedError(f"the time limit was reached during {stage}",
+                                       "Give more time with --timeout, or a smaller --effort.")
+
+
+@dataclass(frozen=True, slots=True)
+class Dummies:
+    """Curated input-space stand-ins for data: images (N, C, H, W) in [0, 1], the model's own logits (N, K)."""
+
+    images: Tensor
+    logits: Tensor
+    how: str  # the curation method, for the report
+
+    @property
+    def labels(self) -> Tensor:
+        """The class the model gives each dummy, (N,)."""
+        return self.logits.argmax(1)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDummies:
+    """The paper's dummies: features (N, *feature_shape) at the inspection layer, the class each was made for."""
+
+    features: Tensor
+    labels: Tensor
+    confidence: Tensor  # softmax of the label's class, (N,)
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A recovered universal transformation: a family's parameters (leading dimension 1) at a strength."""
+
+    family: str
+    params: Mapping[str, Tensor]
+    strength: float
+    target: int | None  # None: every source class has its own goal
+    source: int | None
+    margin: float  # mean margin of the target over the best other class, on dummies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """One accusation, strongest first in a report."""
+
+    kind: Kind
+    source: int | None
+    target: int | None
+    family: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalResult:
+    """What one signal says. `per_target` is its statistic for each class (None: not evaluated)."""
+
+    name: str
+    applicable: bool
+    reason: str = ""  # why it is not applicable, or a remark
+    per_target: list[float | None] = field(default_factory=list)
+    target: int | None = None  # the class with the highest statistic
+    margin: float | None = None  # its statistic
+    runner_up: float | None = None  # the next class's
+    z: float | None = None  # (margin - median) / MAD over classes
+    success: float | None = None  # share of dummies of other classes sent to the target
+    strength: float | None = None  # of the transformation searched
+    matrix: list[list[float]] | None = None  # source x goal margins, for own-goal searches
+    passes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A signal's result together with the transformations it recovered, strongest first."""
+
+    result: SignalResult
+    triggers: tuple[Trigger, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the evidence amounts to. The score is compared with the threshold; higher is worse."""
+
+    name: VerdictName
+    score: float
+    threshold: float
+    calibrated: bool
+    suspects: tuple[Suspect, ...]
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Share of fresh dummies on which old and new model agree; per class of the old model's answer."""
+
+    overall: float
+    per_class: list[float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChange:
+    """How much a repair changed one parameter tensor: norm of the difference over the old norm."""
+
+    name: str
+    relative_change: float
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchComparison:
+    """One independent search, run with the same fresh seed on the old and on the new weights."""
+
+    family: str
+    target: int | None
+    margin_before: float
+    success_before: float
+    margin_after: float
+    success_after: float
+    others_after: float  # the strongest other class's margin after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A PNG for the report. `role` groups pictures: pattern, dummy, triggered, difference."""
+
+    role: Literal["pattern", "dummy", "triggered", "difference"]
+    caption: str
+    png_base64: str
+    group: str = ""  # pictures of one trigger share a group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What is said of the model itself. Strings from the checkpoint are untrusted: escape them."""
+
+    path: str | None
+    format: str
+    architecture: str
+    parameters: int
+    input_shape: list[int]
+    num_classes: int
+    class_names: list[str] | None
+    batch_norm: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanReport:
+    """The result of a scan; `report.json` is this, encoded."""
+
+    schema: str = "deepsanitizer-report/1"
+    model: ModelFacts
+    verdict: VerdictName
+    calibrated: bool
+    score: float
+    threshold: float
+    explanation: str
+    suspects: list[Suspect]
+    signals: list[SignalResult]
+    inspection_layer: str
+    versions: dict[str, str]
+    config: dict[str, Any]
+    seed: int
+    device: str
+    seconds: dict[str, float]  # per stage, and "total"
+    passes: dict[str, float]  # per stage, and "total"
+    input_sha256: str | None
+    limits: list[str]  # what the evidence does not show, in plain words
+    reproduce: str  # the command line that gives this report again
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SanitizeReport(ScanReport):
+    """A scan report and what was done about it."""
+
+    method: str
+    outcome: Outcome
+    accepted: bool
+    reason: str  # why accepted, rolled back, unchanged or unsupported, in plain words
+    agreement: Agreement | None
+    comparisons: list[SearchComparison]
+    changes: list[LayerChange]
+    steps: list[str]  # what was done, in order
+    loss_step0: float | None  # of the paper's fine-tuning: taken literally it is close to 0
+    output: str | None
+    output_sha256: str | None
+
+
+class Extractor(Protocol):
+    """Images (N, C, H, W) to features (N, *feature_shape), or features to logits (N, K)."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+LogitsOf = Callable[[Tensor], Tensor]
