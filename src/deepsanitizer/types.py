@@ -184,7 +184,7 @@ class Suspect:
     target: int | None
     family: str
     score: float
-    where: str = ""  # where in the image, in plain words ("in the upper left corner"); "" where it is everywhere
+    where: str = ""  # place in plain words, "in the upper left corner"; "" where everywhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +201,7 @@ class SignalResult:
     z: float | None = None  # (margin - median) / MAD over classes
     success: float | None = None  # share of dummies of other classes sent to the target
     strength: float | None = None  # of the transformation searched
-    matrix: list[list[float | None]] | None = None  # source x goal margins (None: not evaluated), own-goal searches
+    matrix: list[list[float | None]] | None = None  # source x goal margins, own-goal searches
     passes: float = 0.0
     threshold: float | None = None  # on the scale of `per_target`, where the verdict has one there
 
