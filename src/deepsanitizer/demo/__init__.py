@@ -1,0 +1,1 @@
+"""The demo that ships with the package: a small trojaned traffic-sign classifier and real test signs."""
