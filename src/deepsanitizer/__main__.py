@@ -1,0 +1,5 @@
+"""python -m deepsanitizer: the command line."""
+
+from deepsanitizer.cli import main
+
+main()
