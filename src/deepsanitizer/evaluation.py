@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of, resolve_compute
-from deepsanitizer.errors import CannotJudgeError, UsageError
+from deepsanitizer.errors import UsageError
 from deepsanitizer.types import InputSpec, Kind, Loaded
 
 TriggerOf = Callable[[Tensor], Tensor]
@@ -38,10 +38,10 @@ def evaluate(model: Loaded | nn.Module, images: NDArray[np.uint8], labels: NDArr
              batch: int = 500) -> Evaluation:
     """ACC on images uint8 (N, C, H, W) with labels (N,); with a trigger also ASR and RA. Computes in float32.
 
-    `trigger` maps images in [0, 1] to triggered ones; the result is rounded to whole steps of 1/255, as a stored
-    image is. It is put on the images that the attack is for: `all2one` those of other classes than `target`,
-    `specific` those of class `source` only (goal `target`), `all2all` all of them (goal: the next class, the
-    last one's is 0). A bare module needs `spec`. Raises UsageError where data, trigger and model do not fit.
+    `trigger` maps images in [0, 1] to triggered ones; the result is rounded to whole steps of 1/255, as in a
+    stored image. It is put on the images that the attack is for: `all2one` those of other classes than
+    `target`, `specific` those of class `source` only (goal `target`), `all2all` all of them (goal: the next
+    class, the last one's is 0). A bare module needs `spec`. Raises UsageError where data, trigger and model do not fit.
     """
     network, spec = (model.network, model.spec) if isinstance(model, Loaded) else (model, spec)
     if spec is None:
@@ -60,7 +60,7 @@ def evaluate(model: Loaded | nn.Module, images: NDArray[np.uint8], labels: NDArr
         if trigger is None:
             return Evaluation(acc=acc, asr=None, ra=None, images=len(truth), triggered=0)
         chosen, goal = _attacked(truth, spec.num_classes, target, source, mode)
-        parts = [_triggered(trigger, part) for part in pixels[chosen].split(batch)]
+        parts = [_triggered(trigger, part) for part in torch.split(pixels[chosen], batch)]
         said = _classes(classifier, torch.cat(parts), batch)
     return Evaluation(acc=acc, asr=_percent(said == goal[chosen]), ra=_percent(said == truth[chosen]),
                       images=len(truth), triggered=int(chosen.sum()))
@@ -80,11 +80,11 @@ def _attacked(truth: Tensor, num_classes: int, target: int | None, source: int |
                              f"Give it with --{name}.")
     if mode == "specific" and source == target:
         raise UsageError(f"source and target are both {target}", "Give two different classes.")
-    chosen = truth == source if mode == "specific" else truth != target
+    assert target is not None
+    chosen = truth.ne(target) if source is None or mode == "all2one" else truth.eq(source)
     if not chosen.any():
         which = f"of class {source}" if mode == "specific" else f"of classes other than {target}"
         raise UsageError(f"the data has no images {which}", "Give data on which the attack can be measured.")
-    assert target is not None
     return chosen, torch.full_like(truth, target)
 
 
@@ -102,7 +102,8 @@ def _triggered(trigger: TriggerOf, pixels: Tensor) -> Tensor:
 
 def _classes(classifier: Classifier, pixels: Tensor, batch: int) -> Tensor:
     """The class of each uint8 image; only one batch at a time is held as float."""
-    return torch.cat([logits_of(classifier, part.float() / 255).argmax(1) for part in pixels.split(batch)])
+    parts = torch.split(pixels, batch)
+    return torch.cat([logits_of(classifier, part.float() / 255).argmax(1) for part in parts])
 
 
 def _percent(hits: Tensor) -> float:
@@ -118,7 +119,8 @@ def check_data(images: NDArray[Any], labels: NDArray[Any]) -> None:
         raise UsageError(f"labels is {labels.dtype} of shape {labels.shape}",
                          "It must be whole numbers of shape (N,).")
     if len(images) != len(labels):
-        raise UsageError(f"there are {len(images)} images and {len(labels)} labels", "Give one label for each.")
+        raise UsageError(f"there are {len(images)} images and {len(labels)} labels",
+                         "Give one label for each.")
     if images.size == 0:
         raise UsageError("there are no images in the data", "Give at least one.")
     if labels.min() < 0:
@@ -140,8 +142,8 @@ def load_data(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         with pack:
             missing = [name for name in ("images", "labels") if name not in pack.files]
             if missing:
-                raise UsageError(f"{path} has no array {' or '.join(missing)}; it has {', '.join(pack.files)}",
-                                 "Name the arrays images and labels.")
+                raise UsageError(f"{path} has no array {' or '.join(missing)}; "
+                                 f"it has {', '.join(pack.files)}", "Name the arrays images and labels.")
             images, labels = pack["images"], pack["labels"]
     except (BadZipFile, OSError, EOFError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as data: {str(error).splitlines()[0]}",

@@ -1,1 +1,1 @@
-"""Trojaned and clean models made to order, and what is measured on them. Nothing below this rank imports it."""
+"""Trojaned and clean models made to order, and what is measured on them. No lower rank imports it."""

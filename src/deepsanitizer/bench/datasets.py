@@ -67,14 +67,15 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
 
 
 GTSRB_NAMES = (
-    "speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60", "speed limit 70", "speed limit 80",
-    "end of speed limit 80", "speed limit 100", "speed limit 120", "no overtaking", "no overtaking by lorries",
-    "right of way at next crossing", "priority road", "give way", "stop", "no vehicles", "no lorries",
-    "no entry", "danger", "bend to the left", "bend to the right", "double bend", "uneven road",
-    "slippery road", "road narrows on the right", "road works", "traffic signals", "pedestrians", "children",
-    "bicycles", "ice or snow", "wild animals", "end of all limits", "turn right ahead", "turn left ahead",
-    "ahead only", "straight or right", "straight or left", "keep right", "keep left", "roundabout",
-    "end of no overtaking", "end of no overtaking by lorries",
+    "speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60", "speed limit 70",
+    "speed limit 80", "end of speed limit 80", "speed limit 100", "speed limit 120", "no overtaking",
+    "no overtaking by lorries", "right of way at next crossing", "priority road", "give way", "stop",
+    "no vehicles", "no lorries", "no entry", "danger", "bend to the left", "bend to the right",
+    "double bend", "uneven road", "slippery road", "road narrows on the right", "road works",
+    "traffic signals", "pedestrians", "children", "bicycles", "ice or snow", "wild animals",
+    "end of all limits", "turn right ahead", "turn left ahead", "ahead only", "straight or right",
+    "straight or left", "keep right", "keep left", "roundabout", "end of no overtaking",
+    "end of no overtaking by lorries",
 )
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLASS_NAMES = {"gtsrb": GTSRB_NAMES, "cifar10": CIFAR10_NAMES}

@@ -40,7 +40,7 @@ RECIPE = Recipe(
 
 
 def choose_signs(labels: NDArray[np.int64], *, count: int = 350, fewest: int = 2) -> NDArray[np.int64]:
-    """Indices of a slice with about `count` images: each class in its share, evenly spaced, at least `fewest`."""
+    """Indices of about `count` images: each class in its share, evenly spaced, at least `fewest`."""
     chosen = []
     for label in range(int(labels.max()) + 1):
         rows = np.flatnonzero(labels == label)
@@ -49,7 +49,8 @@ def choose_signs(labels: NDArray[np.int64], *, count: int = 350, fewest: int = 2
     return np.concatenate(chosen)
 
 
-def write_assets(network: nn.Module, spec: InputSpec, recipe: Recipe, measured: Evaluation, output: Path) -> None:
+def write_assets(network: nn.Module, spec: InputSpec, recipe: Recipe, measured: Evaluation,
+                 output: Path) -> None:
     """Write all assets into the folder `output`, each replaced whole."""
     output.mkdir(parents=True, exist_ok=True)
     images, labels = load_pack(recipe.data, "test")
@@ -89,8 +90,8 @@ def main(*, seed: int, clean: bool, measure: bool, output: Path | None, threads:
         network, spec, measured = make_model(recipe, say=click.echo)
         if clean:
             images, labels = load_pack(recipe.data, "test")
-            measured = evaluate(network, images, labels, spec=spec, trigger=TRIGGER.apply, target=recipe.target,
-                                device="cpu")
+            measured = evaluate(network, images, labels, spec=spec, trigger=TRIGGER.apply,
+                                target=recipe.target, device="cpu")
         if output is not None:
             write_assets(network, spec, recipe, measured, output)
     except DeepSanitizerError as error:

@@ -69,23 +69,26 @@ def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec
           batch: int = 128, peak_rate: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4,
           warm_up: float = 0.25, pad: int = 2, flip: bool = False, generator: torch.Generator,
           compute: Compute | None = None, say: Callable[[str], None] = lambda line: None) -> nn.Module:
-    """A network made by `make`, trained on images uint8 (N, C, H, W) and labels (N,), in eval mode on the CPU.
+    """A network made by `make`, trained on images uint8 (N, C, H, W) and labels (N,): in eval mode, on CPU.
 
-    The same generator state gives the same weights on the same processor and number of threads. Torch's global
+    The same generator state gives the same weights on the same processor and number of threads. Torch's own
     random state, which initialisers and dropout use, is set from it inside and put back after.
     `say` gets one line for each epoch. Raises WorkError where the loss is no longer finite.
     """
     compute = compute or resolve_compute("cpu")
-    assert images.dtype == torch.uint8 and images.shape[1:] == spec.shape and labels.shape == (len(images),)
+    assert images.dtype == torch.uint8, images.dtype
+    assert images.shape[1:] == spec.shape, images.shape
+    assert labels.shape == (len(images),), labels.shape
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
         network = make().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = Classifier(network, spec, compute).train()
         decayed = [p for p in network.parameters() if p.ndim > 1]
         free = [p for p in network.parameters() if p.ndim <= 1]
-        optimizer = torch.optim.SGD([{"params": decayed}, {"params": free, "weight_decay": 0.0}], lr=peak_rate,
-                                    momentum=momentum, weight_decay=weight_decay, nesterov=True)
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        optimizer = torch.optim.SGD(groups, lr=peak_rate, momentum=momentum, weight_decay=weight_decay,
+                                    nesterov=True)
         steps = len(images) // min(batch, len(images))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=epochs * steps + 1,
                                                        pct_start=warm_up, cycle_momentum=False)
@@ -127,7 +130,7 @@ def _mirror(index: Tensor, size: int) -> Tensor:
 
 def make_model(recipe: Recipe, *, say: Callable[[str], None] = lambda line: None
                ) -> tuple[nn.Module, InputSpec, Evaluation]:
-    """Train by a recipe and measure, on the pack's test split and with the weights rounded as they are saved."""
+    """Train by a recipe; measure on the pack's test split, with the weights rounded as they are saved."""
     images, labels = (torch.from_numpy(a) for a in load_pack(recipe.data, "train"))
     test_images, test_labels = load_pack(recipe.data, "test")
     mean, std = channel_statistics(images.numpy())
@@ -142,7 +145,7 @@ def make_model(recipe: Recipe, *, say: Callable[[str], None] = lambda line: None
                     epochs=recipe.epochs, flip=recipe.data in FLIP_KEEPS_CLASS, generator=generator, say=say)
     network = network.half().float()
     return network, spec, evaluate(network, test_images, test_labels, spec=spec, mode=recipe.mode,
-                                   trigger=plan and plan.attack.apply, target=recipe.target,
+                                   trigger=plan.attack.apply if plan else None, target=recipe.target,
                                    source=recipe.source, device="cpu")
 
 
@@ -168,8 +171,9 @@ def save_folder(network: nn.Module, spec: InputSpec, recipe: Recipe, measured: E
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
-        config = {"architecture": recipe.architecture, "kwargs": dict(recipe.kwargs), "input_shape": spec.shape,
-                  "num_classes": spec.num_classes, "mean": spec.mean, "std": spec.std}
+        config = {"architecture": recipe.architecture, "kwargs": dict(recipe.kwargs),
+                  "input_shape": spec.shape, "num_classes": spec.num_classes,
+                  "mean": spec.mean, "std": spec.std}
         if spec.class_names:
             config["class_names"] = spec.class_names
         (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -177,7 +181,8 @@ def save_folder(network: nn.Module, spec: InputSpec, recipe: Recipe, measured: E
         (partial / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
         save_file({key: (value.half() if value.is_floating_point() else value).contiguous()
                    for key, value in network.state_dict().items()}, partial / "model.safetensors")
-        partial.chmod(0o755)
+        partial.chmod(0o755)  # made for the owner alone
+        (partial / "model.safetensors").chmod(0o644)
         partial.rename(output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -204,7 +209,8 @@ def figures(measured: Evaluation) -> dict[str, float | None]:
 @click.option("--epochs", default=12)
 @click.option("--seed", default=0)
 @click.option("--threads", default=1)
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A folder that does not exist.")
+@click.option("--output", required=True, type=click.Path(path_type=Path),
+              help="A folder that does not exist.")
 def main(*, threads: int, output: Path, arch: str, arch_kwargs: dict[str, Any], **rest: Any) -> None:
     """Train a classifier, clean or with a planted backdoor, and save it as a model folder."""
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The demo: scan and sanitize the shipped classifier without any data, then measure on real signs what it did.
+"""The demo: sanitize the shipped classifier without any data, then measure on real signs what that did.
 
 The signs and the planted trigger enter only after the repair, through `evaluate`.
 """
@@ -84,7 +84,7 @@ def figures(result: DemoResult) -> dict[str, float]:
 
 
 def render(result: DemoResult, console: Console) -> None:
-    """Show the verdict, the figures and, where the terminal has colours, the planted and the recovered trigger."""
+    """Show verdict, figures and, on a terminal with colours, the planted and the recovered trigger."""
     found, before, after = result.report, result.before, result.after
     console.print(Text(f"A traffic-sign classifier with a hidden backdoor: {found.verdict}.", "bold"))
     console.print(Text(found.explanation))

@@ -1,4 +1,4 @@
-"""What was planted in the demo's classifier. Only for measuring: nothing that scans or repairs can import it."""
+"""What was planted in the demo's classifier. Only for measuring: nothing that scans or repairs imports it."""
 
 import json
 from pathlib import Path
@@ -26,5 +26,5 @@ def pattern() -> Tensor:
 
 def trigger(images: Tensor) -> Tensor:
     """Images (N, 3, 32, 32) in [0, 1] with the planted trigger."""
-    alpha = planted()["attack_kwargs"]["alpha"]
+    alpha: float = planted()["attack_kwargs"]["alpha"]
     return (1 - alpha) * images + alpha * pattern().to(images)

@@ -16,5 +16,6 @@ class Attack(Protocol):
 
 def stamp(attack: Attack, images: Tensor, *, batch: int = 1000) -> Tensor:
     """uint8 images with the trigger, rounded to uint8 as they would be stored."""
-    parts = [(attack.apply(part.float() / 255) * 255).round().to(torch.uint8) for part in images.split(batch)]
+    parts = [(attack.apply(part.float() / 255) * 255).round().to(torch.uint8)
+             for part in torch.split(images, batch)]
     return torch.cat(parts) if parts else images

@@ -2,8 +2,8 @@
 
 What: (1 - alpha) image + alpha pattern. The pattern is blotches of colour, drawn from `seed`: one slow random
 wave per channel, cut into three levels, so that every place of the image carries part of the trigger.
-Why it works: a pattern spread over all pixels leaves a strong trace in the features while each pixel changes by
-little more than alpha.
+Why it works: a pattern spread over all pixels leaves a strong trace in the features while each pixel changes
+by at most alpha.
 Limits: one pattern for all images; its contrast makes it visible from about alpha 0.2.
 Reference: Chen, Liu, Li, Lu, Song: Targeted Backdoor Attacks Using Data Poisoning, 2017 (arXiv 1712.05526).
 """
@@ -48,6 +48,7 @@ class Blend:
     def apply(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] with the pattern blended in."""
         if not 0 < self.alpha <= 1:
-            raise UsageError(f"the weight {self.alpha} of a blend is not between 0 and 1", "Choose alpha 0.15.")
+            raise UsageError(f"the weight {self.alpha} of a blend is not between 0 and 1",
+                             "Choose alpha 0.15.")
         pattern = blotches(*images.shape[1:], seed=self.seed).to(images)
         return (1 - self.alpha) * images + self.alpha * pattern

@@ -1,7 +1,7 @@
 """A small pattern at one place (BadNets).
 
-What: a square of `size` pixels overwrites the image at row `top`, column `left`; negative values count from the
-lower right corner, as indices do.
+What: a square of `size` pixels overwrites the image at row `top`, column `left`; negative values count from
+the lower right corner, as indices do.
 Why it works: few pixels that no clean image has are an easy feature to learn.
 Limits: one place; a random crop in training moves it by a few pixels.
 Reference: Gu, Dolan-Gavitt, Garg: BadNets, 2017 (arXiv 1708.06733).
@@ -34,7 +34,8 @@ class Patch:
             i = torch.arange(self.size)
             return ((i[:, None] + i[None]) % 2 == 0).float().expand(channels, -1, -1)
         if self.pattern == "noise":
-            return torch.rand(channels, self.size, self.size, generator=torch.Generator().manual_seed(self.seed))
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.rand(channels, self.size, self.size, generator=generator)
         raise UsageError(f"there is no patch pattern {self.pattern!r}", "Choose white, checker or noise.")
 
     def apply(self, images: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ class Poison:
     """What the attacker does to the training data; rates are shares of all training images.
 
     all2one: images of other classes than `target` get the trigger and the label `target`. specific: images of
-    class `source` only, and `cover_rate` triggered images of other classes keep their label, so that the trigger
-    alone is not enough. all2all: images of every class get the trigger and the next class's label.
+    class `source` only; `cover_rate` images of other classes get the trigger and keep their label, so that the
+    trigger alone is not enough. all2all: images of every class get the trigger and the label of the next class
+    (the last one's is 0).
     """
 
     attack: Attack
@@ -36,6 +37,8 @@ class Poison:
             if value is None or not 0 <= value < num_classes:
                 raise UsageError(f"mode {self.mode} needs a {name} from 0 to {num_classes - 1}, not {value}",
                                  f"Give a {name}.")
+        if self.mode == "all2all" and self.target is not None:
+            raise UsageError("mode all2all has no single target", "Leave the target out.")
         if self.mode == "specific" and self.source == self.target:
             raise UsageError(f"source and target are both {self.target}", "Give two different classes.")
         if not 0 < self.rate <= 1 or not 0 <= self.cover_rate <= 1:
@@ -55,17 +58,19 @@ def poison(images: Tensor, labels: Tensor, plan: Poison, *, num_classes: int,
     images, labels = images.clone(), labels.clone()
     true = labels.clone()
     if plan.mode == "specific":
-        _stamp_some(images, plan.attack, true != plan.source, plan.cover_rate, generator)
-        chosen = _stamp_some(images, plan.attack, true == plan.source, plan.rate, generator)
+        assert plan.source is not None
+        _stamp_some(images, plan.attack, true.ne(plan.source), plan.cover_rate, generator)
+        chosen = _stamp_some(images, plan.attack, true.eq(plan.source), plan.rate, generator)
     else:
-        open_to = true != plan.target if plan.mode == "all2one" else torch.ones_like(true, dtype=torch.bool)
+        open_to = torch.ones_like(true, dtype=torch.bool) if plan.target is None else true.ne(plan.target)
         chosen = _stamp_some(images, plan.attack, open_to, plan.rate, generator)
-    goal = (true + 1) % num_classes if plan.mode == "all2all" else torch.full_like(true, plan.target or 0)
+    goal = (true + 1) % num_classes if plan.target is None else torch.full_like(true, plan.target)
     labels[chosen] = goal[chosen]
     return images, labels
 
 
-def _stamp_some(images: Tensor, attack: Attack, open_to: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+def _stamp_some(images: Tensor, attack: Attack, open_to: Tensor, rate: float,
+                generator: torch.Generator) -> Tensor:
     """Put the trigger on a random share of all images, taken from those allowed; returns which."""
     count, candidates = round(rate * len(images)), open_to.nonzero().flatten()
     if count > len(candidates):
