@@ -12,7 +12,7 @@ from deepsanitizer._version import __version__
 from deepsanitizer.cli.guard import run
 from deepsanitizer.cli.judge import sanitize, scan
 from deepsanitizer.cli.measure import evaluate, layers
-from deepsanitizer.cli.tools import doctor
+from deepsanitizer.cli.tools import demo, doctor
 
 __all__ = ["cli", "main", "main_code"]
 
@@ -33,7 +33,7 @@ def cli() -> None:
     """Find and remove backdoors in trained classifiers, without any data."""
 
 
-for _command in (scan, sanitize, evaluate, layers, doctor):
+for _command in (scan, sanitize, evaluate, layers, demo, doctor):
     cli.add_command(_command)
 
 

@@ -4,17 +4,18 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from deepsanitizer.cli.console import plain, result_console
 from deepsanitizer.cli.options import Common, Source, common_options, file_path, model_options
-from deepsanitizer.errors import ExitCode, UsageError
+from deepsanitizer.errors import CannotJudgeError, ExitCode, UsageError, WorkError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deepsanitizer.split import LayerInfo
     from deepsanitizer.types import Kind, Loaded, Trigger
 
 _FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
@@ -84,32 +85,49 @@ def evaluate(common: Common, source: Source, data: Path, weights: Path | None, t
 def layers(common: Common, source: Source, show_all: bool, form: str) -> int:
     """List the layers of the model at PATH that can be the inspection layer, in the order they run.
 
-    For each: the shape of its features, and the share of the parameters and of the multiply-adds before it;
-    the rest comes after it. With --layer NAME only that one.
+    For each: the shape of its features, and the share of the parameters and of the multiply-adds before it and
+    after it. `auto` marks the one that is used when none is named. With --layer NAME only that one.
     """
-    from rich.table import Table
-
     from deepsanitizer.classifier import classifier_of, resolve_compute
     from deepsanitizer.split import list_layers, split
 
     loaded = source.load(common)
     classifier = classifier_of(loaded.network, loaded.spec, resolve_compute(common.device))
-    chosen = split(classifier, common.layer).layer
-    found = [layer for layer in list_layers(classifier) if show_all or layer.valid]
+    found = list_layers(classifier, all=show_all)
+    if any(layer.valid for layer in found) or common.layer != "auto":
+        chosen = split(classifier, common.layer).layer
+    else:
+        chosen = None  # with --all the reasons are shown even where there is no cut at all
     if common.layer != "auto":
         found = [layer for layer in found if layer.name == chosen]
     if form == "json":
-        rows = [asdict(layer) | {"auto": layer.name == chosen} for layer in found]
-        click.echo(json.dumps(rows, indent=2))
-        return ExitCode.CLEAN
-    table = Table("layer", "features", "parameters before", "multiply-adds before", "", box=None)
+        click.echo(json.dumps([asdict(layer) | {"auto": layer.name == chosen} for layer in found], indent=2))
+    else:
+        _show_layers(found, chosen)
+    return ExitCode.CLEAN if chosen is not None else ExitCode.NO_VERDICT
+
+
+def _show_layers(found: "list[LayerInfo]", chosen: str | None) -> None:
+    """The valid cuts as a table, then the others with the reason."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = result_console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("layer", "features", "parameters", "multiply-adds", ""):
+        table.add_column(heading, overflow="fold")
     for layer in found:
-        shape = "x".join(map(str, layer.feature_shape))
-        remark = layer.reason if not layer.valid else "auto" if layer.name == chosen else ""
-        table.add_row(plain(layer.name), shape, f"{layer.share_parameters:.1%}", f"{layer.share_madds:.1%}",
-                      plain(remark))
-    result_console().print(table, markup=False)
-    return ExitCode.CLEAN
+        if layer.valid:
+            table.add_row(Text(plain(layer.name)), "x".join(map(str, layer.feature_shape)),
+                          f"{layer.params_before:.1%} | {layer.params_after:.1%}",
+                          f"{layer.madds_before:.1%} | {layer.madds_after:.1%}",
+                          "auto" if layer.name == chosen else "")
+    console.print(table if table.row_count else "No layer is a valid cut.")
+    refused = [layer for layer in found if not layer.valid]
+    if refused:
+        console.print("\nNo valid cut:")
+    for layer in refused:
+        console.print(Text(plain(f"{layer.name}: {layer.reason}")), soft_wrap=True)
 
 
 def _trigger(text: str, import_from: Path | None) -> "tuple[Callable[[Tensor], Tensor], Trigger | None]":
@@ -130,8 +148,11 @@ def _with_weights(loaded: "Loaded", weights: Path) -> "Loaded":
     from deepsanitizer.loading import read_back
 
     assert loaded.checkpoint is not None
-    state: dict[str, Any] = read_back(loaded.checkpoint, weights)
     network = copy.deepcopy(loaded.network)
-    network.load_state_dict({key: value.float() if value.is_floating_point() else value
-                             for key, value in state.items()}, strict=False)
+    try:
+        # not strict: batch-norm counters and shared tensors need not be in a file; the rest is known to be
+        network.load_state_dict(read_back(loaded.checkpoint, weights), strict=False)
+    except (WorkError, RuntimeError) as error:
+        raise CannotJudgeError(f"the weights {weights} do not fit the model: {plain(str(error))[:300]}",
+                               "Give what `sanitize` wrote for this model.") from error
     return replace(loaded, network=network)

@@ -10,12 +10,33 @@ from pathlib import Path
 import click
 
 from deepsanitizer._version import __version__
-from deepsanitizer.cli.console import plain
-from deepsanitizer.cli.options import Common, common_options
+from deepsanitizer.cli.console import plain, progress, result_console
+from deepsanitizer.cli.judge import outcome_code
+from deepsanitizer.cli.options import Common, check_folder, common_options, file_path
 from deepsanitizer.errors import ExitCode
 
 LIBRARIES = ("torch", "numpy", "safetensors", "click", "rich", "jinja2", "msgspec", "picklescan", "pillow")
 GIB = 2**30
+
+
+@click.command(short_help="See it work on a model that ships with the package.")
+@click.option("--report", "folder", type=file_path(), metavar="DIR",
+              help="Write report.json, report.html and evaluation.json there.")
+@common_options(unused=("layer", "timeout"))
+def demo(common: Common, folder: Path | None) -> int:
+    """Find and remove the backdoor of a small traffic-sign classifier, and measure it on real signs.
+
+    Runs offline. The classifier and the signs ship with the package; the signs are only used to measure what
+    the repair did.
+    """
+    check_folder(folder, "--report")
+    from deepsanitizer.demo.run import render, run
+
+    common.apply_threads()
+    with progress(common.quiet) as callback:
+        result = run(folder, device=common.device, seed=common.seed, progress=callback)
+    render(result, result_console())
+    return outcome_code(result.report)
 
 
 @click.command(short_help="What this installation runs on, and whether it works.")
