@@ -30,7 +30,8 @@ def bars(rows: Sequence[Row], *, threshold: float | None = None, show: Callable[
          what: str = "classes") -> Markup:
     """A horizontal bar for each row, with a dashed threshold line.
 
-    More than `most` rows: only the highest (or lowest) are shown, in that order, and a note says so.
+    More than `most` rows: only the highest (or lowest) are shown, in that order, and those that stand out; a note
+    says so.
     """
     known = [row for row in rows if _known(row.value)]
     if not known:
@@ -38,9 +39,11 @@ def bars(rows: Sequence[Row], *, threshold: float | None = None, show: Callable[
     note = Markup("")
     shown = list(rows)
     if len(rows) > most:
-        shown = sorted(known, key=lambda row: row.value or 0.0, reverse=not lowest_first)[:most]
-        note = Markup('<p class="note">The {} {} of {} {} are shown.</p>').format(
-            len(shown), "lowest" if lowest_first else "highest", f"{len(rows):,}", what)
+        ordered = sorted(known, key=lambda row: row.value or 0.0, reverse=not lowest_first)
+        shown = ordered[:most] + [row for row in ordered[most:] if row.strong][:most]
+        note = Markup('<p class="note">The {} {} of {} {} are shown{}.</p>').format(
+            min(most, len(known)), "lowest" if lowest_first else "highest", f"{len(rows):,}", what,
+            ", and those accused" if len(shown) > most else "")
     values = [row.value for row in shown if row.value is not None and math.isfinite(row.value)]
     low, high = span or (min(0.0, *values, threshold or 0.0), max(0.0, *values, threshold or 0.0))
     scale = _Scale(low, high)
@@ -105,12 +108,14 @@ def dumbbell(before: float, after: float, others: float, *, span: tuple[float, f
 
 
 def heat_map(matrix: Sequence[Sequence[float | None]], name: Callable[[int], str]) -> Markup:
-    """Source classes down, goal classes across; darker is a larger margin, at most 0 is empty.
+    """Source classes down, goal classes across; darker is a larger margin, no tint is at most 0.
 
     With many classes: the sources and goals of the strongest cells, at most MOST_CELLS of each.
     """
     sources, goals = _strongest(matrix)
-    top = max((value for line in matrix for value in line if value is not None and math.isfinite(value)), default=0.0)
+    known = [value for line in matrix for value in line if value is not None and math.isfinite(value)]
+    top = max(known, default=0.0)
+    show = steady(max(map(abs, known), default=0.0))
     cell = 36 if max(len(sources), len(goals)) <= 12 else 26
     left, head = 46, 40
     parts = [Markup('<text class="axis-name" x="{}" y="12">goal class →</text>').format(left),
@@ -121,7 +126,7 @@ def heat_map(matrix: Sequence[Sequence[float | None]], name: Callable[[int], str
     for line, source in enumerate(sources):
         parts.append(_tick(left - 6, head + cell * (line + 0.5) + 4, "end", source, name))
         for column, goal in enumerate(goals):
-            parts.append(_cell(matrix[source][goal], source, goal, top, name,
+            parts.append(_cell(matrix[source][goal], source, goal, top, name, show,
                                x=left + cell * column, y=head + cell * line, size=cell))
     width, height = left + cell * len(goals) + 1, head + cell * len(sources) + 1
     note = Markup("")
@@ -157,15 +162,15 @@ def _tick(x: float, y: float, anchor: str, index: int, name: Callable[[int], str
         x, y, anchor, index, name(index))
 
 
-def _cell(value: float | None, source: int, goal: int, top: float, name: Callable[[int], str], *,
-          x: int, y: int, size: int) -> Markup:
+def _cell(value: float | None, source: int, goal: int, top: float, name: Callable[[int], str],
+          show: Callable[[float | None], str], *, x: int, y: int, size: int) -> Markup:
     known = value is not None and math.isfinite(value)
     shade = max(0.0, value) / top if known and value is not None and top > 0 else 0.0
     parts = Markup('<rect class="cell" x="{0}" y="{1}" width="{2}" height="{2}"/>'
                    '<rect class="heat-fill" x="{0}" y="{1}" width="{2}" height="{2}" fill-opacity="{3:.2f}">'
                    '<title>{4} to {5}: {6}</title></rect>').format(
-        x, y, size - 2, shade, name(source), name(goal), number(value))
+        x, y, size - 2, shade, name(source), name(goal), show(value))
     if size >= 36 and known and value is not None:
         parts += Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
-            "in dark" if shade > 0.55 else "in", x + size / 2 - 1, y + size / 2 + 3, number(value))
+            "in dark" if shade > 0.55 else "in", x + size / 2 - 1, y + size / 2 + 3, show(value))
     return parts

@@ -41,6 +41,7 @@ def to_html(report: ScanReport) -> str:
         written=written_words(fixed) if fixed else "",
         mark=mark, mark_meaning=meaning,
         suspects=[sentence(suspect, report) for suspect in report.suspects],
+        accused=any(suspect.target is not None for suspect in report.suspects),
         score_chart=_score_chart(report), groups=_groups(report.pictures),
         signals=[(signal, threshold_of(signal, report), _signal_chart(signal, report), _heat(signal, report))
                  for signal in report.signals if signal.applicable],

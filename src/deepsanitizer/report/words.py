@@ -38,10 +38,10 @@ VERDICTS: Mapping[VerdictName, Headline] = {
 }
 
 OUTCOMES: Mapping[Outcome, Headline] = {
-    "accepted": Headline("Repaired and accepted", "New weights were written. They passed the checks below.", "good"),
+    "accepted": Headline("Repaired and accepted", "The new weights passed the checks below.", "good"),
     "rolled_back": Headline("Rolled back", "A repair was tried and did not pass the checks. Nothing was written.",
                             "bad"),
-    "unchanged": Headline("Left unchanged", "There was nothing to repair. The output is a byte-identical copy.",
+    "unchanged": Headline("Left unchanged", "There was nothing to repair.",
                           "good"),
     "unsupported": Headline("Not repaired", "No remedy applies to this model. Nothing was written.", "warn"),
 }
@@ -113,8 +113,8 @@ def comparison_in_line(comparison: SearchComparison) -> bool:
 def written_words(report: SanitizeReport) -> str:
     """Where the result went, or that there is none."""
     if report.output is None or report.outcome in ("rolled_back", "unsupported"):
-        return "No weights were written."
-    return f"Written to {report.output}"
+        return "No file was written."
+    return f"{'Copied unchanged' if report.outcome == 'unchanged' else 'Written'} to {report.output}"
 
 
 def visible(text: str) -> str:
