@@ -103,7 +103,6 @@ class _Examiner:
             return _Finding(f"the network does not run from its output alone ({said})")
 
     def _try(self, cut: Node) -> _Finding:
-        extract = surgery.extractor(self.classifier, self.body, cut)
         generator = torch.Generator().manual_seed(1)
         leaves: list[tuple[str, Tensor]] = []
 
@@ -111,26 +110,26 @@ class _Examiner:
             blank = surgery.zeros(node, size, torch.device("cpu"))
             if not node.dtype.is_floating_point:
                 return blank.to(device)
-            leaves.append((node.name, blank.normal_(generator=generator).to(device).requires_grad_()))
+            leaves.append((node.name, blank.uniform_(-1, 1, generator=generator).to(device).requires_grad_()))
             return leaves[-1][1].clone()
 
+        # First what the logits are connected with, from noise alone: most refusals are cheap this way.
         probe = surgery.head(self.classifier, self.tracked, self.nodes, cut, fill=noise)
-        with torch.no_grad():
-            features = extract(self.images[:2]).detach()
         with torch.enable_grad():
-            logits = probe(features.requires_grad_())
+            logits = probe(noise(cut, 2, self.classifier.compute.device))
         reached = _leaves(logits)
-        around = list(dict.fromkeys(name for name, leaf in leaves if id(leaf) in reached))
+        (_, features), *others = leaves
+        around = list(dict.fromkeys(name for name, leaf in others if id(leaf) in reached))
         if id(features) not in reached:
             return _Finding("no gradient flows from its output to the logits")
         if around:
             return _Finding(f"a connection goes around it: the logits also depend on {_listed(around)}")
-        plain = surgery.head(self.classifier, self.body, self.nodes, cut)
+        extract = surgery.extractor(self.classifier, self.body, cut)
         with torch.no_grad():
-            same = (_agree(logits, self.expected[2])
-                    and _agree(plain(extract(self.images)), self.expected[3]))
-        if not same:
-            return _Finding("something computed before it reaches the logits around it")
+            for count, fill in ((2, noise), (3, surgery.zeros)):
+                head = surgery.head(self.classifier, self.body, self.nodes, cut, fill=fill)
+                if not _agree(head(extract(self.images[:count])), self.expected[count]):
+                    return _Finding("something computed before it reaches the logits around it")
         return _Finding("", tuple(name for name, parameter in self.own.items() if id(parameter) in reached))
 
     def choose(self) -> Iterator[Node]:
