@@ -18,13 +18,14 @@ from deepsanitizer.loading.describe import Options, describe_file, describe_fold
 from deepsanitizer.loading.fit import fit
 from deepsanitizer.loading.folder import WEIGHTS, read_config, sniff_weights
 from deepsanitizer.loading.formats import FORMATS, FormatName
-from deepsanitizer.loading.importing import build
+from deepsanitizer.loading.importing import build, import_callable
 from deepsanitizer.loading.sniff import sniff
 from deepsanitizer.loading.weights import reason, refuse_non_finite
 from deepsanitizer.loading.write import check_output, copy_unchanged, read_back, save
 from deepsanitizer.types import Checkpoint, InputSpec, Loaded
 
-__all__ = ["FORMATS", "check_output", "copy_unchanged", "from_module", "load", "read_back", "save"]
+__all__ = ["FORMATS", "check_output", "copy_unchanged", "from_module", "import_callable", "load", "read_back",
+           "save"]
 
 
 def load(path: str | Path, *, import_from: str | Path | None = None, arch: str | None = None,

@@ -23,9 +23,10 @@ class FileFormat:
     encode: Callable[[Mapping[str, Tensor], Mapping[str, str]], bytes]  # a new file: tensors, metadata
 
 
+# Asked in this order: a safetensors file can begin with the two bytes of a pickle, its header length.
 FORMATS: dict[FormatName, FileFormat] = {
-    "torch": FileFormat((".pt", ".pth"), torch_file.looks_like, torch_file.read, torch_file.rewrite,
-                        torch_file.encode),
     "safetensors": FileFormat((".safetensors",), safetensors_file.looks_like, safetensors_file.read,
                               safetensors_file.rewrite, safetensors_file.encode),
+    "torch": FileFormat((".pt", ".pth"), torch_file.looks_like, torch_file.read, torch_file.rewrite,
+                        torch_file.encode),
 }

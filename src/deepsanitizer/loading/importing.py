@@ -1,4 +1,4 @@
-"""Import an architecture from a folder that the user trusts, and from nowhere else.
+"""Import an architecture or a function from a folder that the user trusts, and from nowhere else.
 
 Importing runs code. So nothing is imported unless the user names the folder, the module comes from that
 folder alone, and afterwards `sys.path` and `sys.modules` are as before.
@@ -26,40 +26,50 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def build(architecture: str, kwargs: Mapping[str, Any], import_from: str | Path | None) -> nn.Module:
-    """Import "module:callable" from a folder and call it: the network, weights still random.
+    """Import "module:callable" from a folder and call it: the network, in float32, weights still random.
 
     Raises UsageError where the folder is not given or does not have the module or the callable,
     CannotJudgeError where the code fails.
     """
-    if not _NAME.fullmatch(architecture):
-        raise UsageError(f"the architecture {quote(architecture)} is not of the form module:callable",
+    with _imported(architecture, import_from) as factory:
+        network = factory(**kwargs)
+        if isinstance(network, nn.Module):
+            return network.float().eval()
+    raise CannotJudgeError(f"{quote(architecture)} gives a {type(network).__name__}, not an nn.Module",
+                           "Name a module class, or a function that returns a network.")
+
+
+def import_callable(name: str, import_from: str | Path | None) -> Callable[..., Any]:
+    """Import "module:callable" from a folder. Raises as `build` does."""
+    with _imported(name, import_from) as found:
+        return found
+
+
+@contextlib.contextmanager
+def _imported(name: str, import_from: str | Path | None) -> Iterator[Callable[..., Any]]:
+    """The callable, inside the only place where foreign code runs and its failures are put into words."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{quote(name)} is not of the form module:callable",
                          "Write it as in networks:ResNet or package.networks:ResNet.")
     if import_from is None:
-        raise UsageError(f"building the network means importing {quote(architecture)}, which runs code",
+        raise UsageError(f"{quote(name)} would have to be imported, which runs code",
                          "If you trust that code, name the folder it is in with --import-from DIR.")
     folder = Path(import_from).resolve()
     if not folder.is_dir():
         raise UsageError(f"--import-from {import_from} is not a folder",
                          "Name the folder that the module is in.")
-    module_name, _, attribute = architecture.partition(":")
+    module_name, _, attribute = name.partition(":")
     files = _files(folder, module_name)
     # the code may print, but standard output is for the result; it may draw numbers, which are the caller's
     with _imports_from(folder), contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
         try:
-            factory = _attribute(_import(files), architecture, attribute)
-            network = factory(**kwargs)
-            if isinstance(network, nn.Module):
-                network = network.float().eval()
+            yield _attribute(_import(files), name, attribute)
         except UsageError:
             raise
         except (Exception, SystemExit) as error:  # foreign code can fail in any way
             raise CannotJudgeError(
-                f"building {quote(architecture)} failed ({reason(error)})",
+                f"{quote(name)} failed ({reason(error)})",
                 "Check its keyword arguments, and that what it imports is installed.") from error
-    if not isinstance(network, nn.Module):
-        raise CannotJudgeError(f"{quote(architecture)} gives a {type(network).__name__}, not an nn.Module",
-                               "Name a module class, or a function that returns a network.")
-    return network
 
 
 def _files(folder: Path, module_name: str) -> dict[str, Path]:
@@ -105,18 +115,18 @@ def _import(files: Mapping[str, Path]) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, architecture: str, path: str) -> Callable[..., Any]:
+def _attribute(module: ModuleType, full_name: str, path: str) -> Callable[..., Any]:
     value: Any = module
     for name in path.split("."):
         if not hasattr(value, name):
             classes = {key: item for key, item in vars(module).items() if isinstance(item, type)}
             near = [key for key, item in classes.items()
                     if issubclass(item, nn.Module) and item.__module__ == module.__name__]
-            raise UsageError(f"there is no {quote(architecture)}",
+            raise UsageError(f"there is no {quote(full_name)}",
                              f"The module has {listed(near)}." if near else "Check the name after the colon.")
         value = getattr(value, name)
     if not callable(value):
-        raise UsageError(f"{quote(architecture)} cannot be called", "Name a class or a function.")
+        raise UsageError(f"{quote(full_name)} cannot be called", "Name a class or a function.")
     found: Callable[..., Any] = value
     return found
 
@@ -162,5 +172,5 @@ def _on_path(folder: Path) -> bool:
 
 def _is_inside(module: ModuleType, folder: Path) -> bool:
     names = getattr(module, "__dict__", {})  # asking a module itself can run its code, or fail
-    places = [names.get("__file__"), *names.get("__path__", ())]
+    places = [names.get("__file__"), *(names.get("__path__") or ())]
     return any(isinstance(place, str) and Path(place).is_relative_to(folder) for place in places)

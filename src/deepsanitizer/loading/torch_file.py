@@ -7,6 +7,7 @@ way around either.
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -90,7 +91,9 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def _unpickle(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch on its own older formats
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _check_archive(data: bytes, name: str) -> None:
@@ -114,19 +117,19 @@ def _check_archive(data: bytes, name: str) -> None:
 
 
 def _refuse_dangerous(data: bytes, name: str) -> list[str]:
-    """Refuse a pickle that names something dangerous; the names that are merely not known to be harmless."""
+    """Refuse a pickle that names something dangerous; the names that torch may not allow either."""
     try:
         found = _scan(data)
     except Exception as error:  # evasion attempts make the scanner itself fail
         raise CannotJudgeError(f"the pickle in {name} cannot be read as data ({reason(error)})",
                                _REFUSED) from error
-    dangerous, unknown = (
-        sorted({f"{item.module}.{item.name}" for item in found.globals if item.safety == level})
-        for level in (SafetyLevel.Dangerous, SafetyLevel.Suspicious))
+    dangerous = sorted({f"{item.module}.{item.name}" for item in found.globals
+                        if item.safety == SafetyLevel.Dangerous})
     if dangerous:
         raise CannotJudgeError(
             f"{name} holds a pickle that would run code: it calls for {listed(dangerous)}", _REFUSED)
-    return unknown
+    return sorted({f"{item.module}.{item.name}" for item in found.globals
+                   if item.safety != SafetyLevel.Innocuous or item.module.startswith("numpy")})
 
 
 def _scan(data: bytes) -> ScanResult:

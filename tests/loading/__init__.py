@@ -1,0 +1,1 @@
+"""Loading checkpoints, and writing others in their place."""
