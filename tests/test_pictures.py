@@ -71,11 +71,19 @@ def test_no_difference_and_a_full_one() -> None:
     assert "50×" in difference_picture(plain, plain + 1e-5).caption
 
 
-@pytest.mark.parametrize(("rows", "columns", "words"), [
-    (slice(0, 6), slice(0, 6), "in the upper left corner"), (slice(26, 32), slice(25, 31), "in the lower right corner"),
-    (slice(0, 4), slice(14, 18), "at the top"), (slice(28, 32), slice(13, 18), "at the bottom"),
-    (slice(13, 18), slice(0, 5), "at the left edge"), (slice(13, 18), slice(28, 32), "at the right edge"),
-    (slice(13, 19), slice(13, 19), "in the centre"), (slice(0, 32), slice(0, 32), "")])
+@pytest.mark.parametrize(
+    ("rows", "columns", "words"),
+    [
+        (slice(0, 6), slice(0, 6), "in the upper left corner"),
+        (slice(26, 32), slice(25, 31), "in the lower right corner"),
+        (slice(0, 4), slice(14, 18), "at the top"),
+        (slice(28, 32), slice(13, 18), "at the bottom"),
+        (slice(13, 18), slice(0, 5), "at the left edge"),
+        (slice(13, 18), slice(28, 32), "at the right edge"),
+        (slice(13, 19), slice(13, 19), "in the centre"),
+        (slice(0, 32), slice(0, 32), ""),
+    ],
+)
 def test_where_a_change_sits(rows: slice, columns: slice, words: str) -> None:
     before = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5
     after = before.clone()

@@ -20,11 +20,12 @@ Role = Literal["pattern", "dummy", "triggered", "difference"]
 def to_picture(image: Tensor, *, role: Role, caption: str, group: str = "", upscale_to: int = 128) -> Picture:
     """A picture of one image (C, H, W) with pixels in [0, 1]; values outside are clipped, NaN is black.
 
-    One channel is shown in grey, three in colour, any other number as the mean over channels. Small images are
-    enlarged by whole factors, nearest neighbour, as far as they stay within `upscale_to` pixels on the longer
-    side, so that every pixel of the network's input stays visible; large ones are never shrunk.
+    One channel is shown in grey, three in colour, any other number as the mean over channels. Small images
+    are enlarged by whole factors, nearest neighbour, as far as they stay within `upscale_to` pixels on the
+    longer side, so that every pixel of the network's input stays visible; large ones are never shrunk.
     """
-    assert image.ndim == 3 and image.numel() > 0, image.shape
+    assert image.ndim == 3, image.shape
+    assert image.numel() > 0, image.shape
     pixels = torch.nan_to_num(image.detach().to("cpu", torch.float32)).clamp(0, 1)
     if pixels.shape[0] != 3:
         pixels = pixels.mean(0, keepdim=True)
@@ -39,10 +40,10 @@ def to_picture(image: Tensor, *, role: Role, caption: str, group: str = "", upsc
 
 
 def difference_picture(before: Tensor, after: Tensor, *, group: str = "", upscale_to: int = 128) -> Picture:
-    """after - before, around mid-grey, amplified so that the largest change just fits; the caption says how much.
+    """after - before, around mid-grey, amplified so that the largest change just fits; the caption says so.
 
-    The amplification is a whole number from 1 to 50: an invisible trigger is made visible, noise is not blown up
-    beyond reason.
+    The amplification is a whole number from 1 to 50: an invisible trigger is made visible, noise is not blown
+    up beyond reason.
     """
     assert before.shape == after.shape, (before.shape, after.shape)
     change = torch.nan_to_num((after - before).detach().to("cpu", torch.float32))
@@ -58,11 +59,11 @@ def difference_picture(before: Tensor, after: Tensor, *, group: str = "", upscal
 
 
 def place_in_words(before: Tensor, after: Tensor, *, concentrated: float = 0.5) -> str:
-    """Where a change sits: "in the upper left corner", "in the centre" ...; "" where it is everywhere or nowhere.
+    """Where a change sits: "in the upper left corner", "in the centre" ...; "" if everywhere or nowhere.
 
-    Takes (C, H, W) or (N, C, H, W). The change has a place if at least 90 % of its squared size lies in a box of
-    at most the share `concentrated` of each side, centred on its centroid; the place is the centroid's cell in a
-    3 by 3 grid.
+    Takes (C, H, W) or (N, C, H, W). The change has a place if at least 90 % of its squared size lies in a box
+    of at most the share `concentrated` of each side, centred on its centroid; the place is the centroid's
+    cell in a 3 by 3 grid.
     """
     assert before.shape == after.shape, (before.shape, after.shape)
     height, width = before.shape[-2:]

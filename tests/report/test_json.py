@@ -33,9 +33,27 @@ def test_round_trip_keeps_everything_and_fits_the_schema(name: str) -> None:
 
 def test_the_fields_that_the_interface_promises() -> None:
     raw = json.loads(to_json(sanitized(backdoored())))
-    assert {"schema", "verdict", "calibrated", "score", "threshold", "suspects", "signals", "inspection_layer",
-            "versions", "config", "seed", "device", "seconds", "input_sha256", "method", "outcome", "accepted",
-            "agreement", "output_sha256"} <= raw.keys()
+    assert {
+        "schema",
+        "verdict",
+        "calibrated",
+        "score",
+        "threshold",
+        "suspects",
+        "signals",
+        "inspection_layer",
+        "versions",
+        "config",
+        "seed",
+        "device",
+        "seconds",
+        "input_sha256",
+        "method",
+        "outcome",
+        "accepted",
+        "agreement",
+        "output_sha256",
+    } <= raw.keys()
     assert {"kind", "source", "target", "family", "score"} <= raw["suspects"][0].keys()
     assert "outcome" not in json.loads(to_json(scan()))
 
@@ -48,8 +66,11 @@ def test_nan_and_infinity_become_null_where_null_is_allowed() -> None:
     assert isinstance(again, SanitizeReport)
     assert again.loss_step0 is None
     assert again.config == {"gamma": None, "list": [1.0, None]}
-    assert (again.signals[0].z, again.signals[0].per_target, again.signals[0].matrix) == (None, [1.0, None],
-                                                                                        [[None, 1.0]])
+    assert (again.signals[0].z, again.signals[0].per_target, again.signals[0].matrix) == (
+        None,
+        [1.0, None],
+        [[None, 1.0]],
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -65,18 +86,30 @@ def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         for key in path[:-1]:
             raw = raw[key]
         raw[path[-1]] = value
+
     return change
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (_set("schema", value="deepsanitizer-report/2"), "schema"), (_set("schema", value=None), "schema"),
-    (_set("verdict", value="fine"), "verdict"), (_set("score", value="7"), "score"),
-    (_set("score", value=None), "score"), (_set("seed", value=1.5), "seed"),
-    (_set("extra", value=1), "extra"), (_set("suspects", 0, "extra", value=1), r"suspects\[\].extra"),
-    (_set("outcome", value="accepted"), "method"), (lambda raw: raw.pop("limits"), "limits"),
-    (lambda raw: raw["model"].pop("path"), "path"), (_set("calibrated", value=1), "calibrated")])
-def test_what_does_not_fit_is_refused_and_the_schema_agrees(change: Callable[[dict[str, Any]], Any],
-                                                            words: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("schema", value="deepsanitizer-report/2"), "schema"),
+        (_set("schema", value=None), "schema"),
+        (_set("verdict", value="fine"), "verdict"),
+        (_set("score", value="7"), "score"),
+        (_set("score", value=None), "score"),
+        (_set("seed", value=1.5), "seed"),
+        (_set("extra", value=1), "extra"),
+        (_set("suspects", 0, "extra", value=1), r"suspects\[\].extra"),
+        (_set("outcome", value="accepted"), "method"),
+        (lambda raw: raw.pop("limits"), "limits"),
+        (lambda raw: raw["model"].pop("path"), "path"),
+        (_set("calibrated", value=1), "calibrated"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_schema_agrees(
+    change: Callable[[dict[str, Any]], Any], words: str
+) -> None:
     raw = json.loads(to_json(backdoored()))
     change(raw)
     with pytest.raises(CannotJudgeError, match=words):
@@ -85,8 +118,22 @@ def test_what_does_not_fit_is_refused_and_the_schema_agrees(change: Callable[[di
         jsonschema.Draft202012Validator(json_schema()).validate(raw)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"x"', "{}", b"\xff\xfe\x00", b"\x80abc",
-                                  "[" * 100_000, '{"schema": "deepsanitizer-report/1"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '"x"',
+        "{}",
+        b"\xff\xfe\x00",
+        b"\x80abc",
+        "[" * 100_000,
+        '{"schema": "deepsanitizer-report/1"}',
+    ],
+)
 def test_what_is_no_report_is_refused(text: str | bytes) -> None:
     with pytest.raises(CannotJudgeError):
         from_json(text)
@@ -101,8 +148,9 @@ def test_hostile_strings_and_undecodable_file_names_survive() -> None:
 
 
 def test_the_published_schema_is_current() -> None:
-    made = subprocess.run([sys.executable, "-m", "deepsanitizer.report"], capture_output=True, text=True, check=True,
-                          cwd=ROOT).stdout
+    made = subprocess.run(
+        [sys.executable, "-m", "deepsanitizer.report"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     published = (ROOT / "docs" / "report-schema.json").read_text(encoding="utf-8")
     assert published == made, "run: python -m deepsanitizer.report > docs/report-schema.json"
     jsonschema.Draft202012Validator.check_schema(json.loads(made))
@@ -110,4 +158,5 @@ def test_the_published_schema_is_current() -> None:
 
 def test_the_schema_field_default_is_the_one_read() -> None:
     assert json_schema()["$defs"]["ScanReport"]["properties"]["schema"] == {
-        "const": ScanReport.__dataclass_fields__["schema"].default}
+        "const": ScanReport.__dataclass_fields__["schema"].default
+    }

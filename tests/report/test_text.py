@@ -32,7 +32,9 @@ def test_plain_text_has_no_escapes_and_80_columns(name: str, width: int | None) 
 
 def test_hostile_strings_are_shown_and_not_obeyed_on_a_terminal() -> None:
     file = io.StringIO()
-    to_text(KINDS["hostile"], Console(file=file, force_terminal=True, width=100, color_system=None, no_color=True))
+    to_text(
+        KINDS["hostile"], Console(file=file, force_terminal=True, width=100, color_system=None, no_color=True)
+    )
     text = file.getvalue()
     assert "\x1b]0" not in text
     assert "\x1b[31m" not in text
@@ -50,6 +52,7 @@ def test_colour_on_a_terminal_unless_no_color(monkeypatch: pytest.MonkeyPatch) -
         file = io.StringIO()
         to_text(backdoored(), Console(file=file, force_terminal=True, width=100, color_system="standard"))
         return file.getvalue()
+
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[1;31mBACKDOORED" in shown()
     monkeypatch.setenv("NO_COLOR", "1")
@@ -59,9 +62,18 @@ def test_colour_on_a_terminal_unless_no_color(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_summary_says_what_matters() -> None:
     text = " ".join(plain(sanitized(backdoored(classes=43, target=14, names=["Stop"] * 43))).split())
-    for words in ("Almost any image can be sent to class 14 (Stop) by a small pattern in the upper left corner.",
-                  "ACCEPTED: Repaired and accepted", "99.4 % to 3.1 %", "34.2 to −1.2", "agree on 97.2 %",
-                  "Written to clean/model", "sha256 762069bc", "uncalibrated", "step 0: 0.0003", "in line"):
+    for words in (
+        "Almost any image can be sent to class 14 (Stop) by a small pattern in the upper left corner.",
+        "ACCEPTED: Repaired and accepted",
+        "99.4 % to 3.1 %",
+        "34.2 to −1.2",
+        "agree on 97.2 %",
+        "Written to clean/model",
+        "sha256 762069bc",
+        "uncalibrated",
+        "step 0: 0.0003",
+        "in line",
+    ):
         assert words in text
     rolled_back = " ".join(plain(sanitized(backdoored(), "rolled_back")).split())
     assert "No file was written." in rolled_back

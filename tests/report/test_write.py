@@ -33,20 +33,22 @@ def test_replaces_keeping_permissions_and_links(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failure_while_writing_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                           code: int, call: str) -> None:
+def test_a_failure_while_writing_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
+) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
 
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
+
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(WorkError, match=r"report\.json") as caught:
         write("new" * 1000, path)
-    assert ("space" in caught.value.remedy) == (code == errno.ENOSPC)
+    assert ("space" in caught.value.remedy) == (code in (errno.ENOSPC, errno.EDQUOT))
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
@@ -60,6 +62,7 @@ def test_a_really_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def full(**_: object) -> tuple[int, str]:
         opened.append(os.open("/dev/full", os.O_WRONLY))
         return opened[0], str(tmp_path / "none.part")
+
     monkeypatch.setattr("tempfile.mkstemp", full)
     with pytest.raises(WorkError, match="no space left"):
         write("x" * 100_000, tmp_path / "report.json")
@@ -69,6 +72,7 @@ def test_a_really_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
+
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write("new", tmp_path / "report.json")

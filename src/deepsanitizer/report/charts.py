@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from deepsanitizer.report.words import number, steady
 
+Show = Callable[[float | None], str]
+
 MOST_ROWS = 20
 MOST_CELLS = 20  # rows and columns of a heat map
 
@@ -25,13 +27,13 @@ class Row:
     strong: bool = False
 
 
-def bars(rows: Sequence[Row], *, threshold: float | None = None, show: Callable[[float | None], str] | None = None,
+def bars(rows: Sequence[Row], *, threshold: float | None = None, show: Show | None = None,
          span: tuple[float, float] | None = None, most: int = MOST_ROWS, lowest_first: bool = False,
          what: str = "classes") -> Markup:
     """A horizontal bar for each row, with a dashed threshold line.
 
-    More than `most` rows: only the highest (or lowest) are shown, in that order, and those that stand out; a note
-    says so.
+    More than `most` rows: only the highest (or lowest) are shown, in that order, and those that stand out;
+    a note says so.
     """
     known = [row for row in rows if _known(row.value)]
     if not known:
@@ -72,39 +74,46 @@ def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _bar(row: Row, scale: _Scale, threshold: float | None, show: Callable[[float | None], str]) -> Markup:
-    drawing = Markup('<line class="axis" x1="{0}" x2="{0}" y1="0" y2="100%"/>').format(scale.at(0.0))
+def _bar(row: Row, scale: _Scale, threshold: float | None, show: Show) -> Markup:
+    drawing = _upright("axis", scale.at(0.0))
     if row.value is not None and math.isfinite(row.value):
         start = scale.at(min(0.0, row.value))
         drawing += Markup('<rect class="{}" x="{}" y="5" width="{}" height="12" rx="2"/>').format(
             "bar strong" if row.strong else "bar", start, scale.length(0.0, row.value))
     if threshold is not None:
-        drawing += Markup('<line class="limit" x1="{0}" x2="{0}" y1="0" y2="100%"/>').format(scale.at(threshold))
+        drawing += _upright("limit", scale.at(threshold))
     text = show(row.value)
-    return Markup('<tr{}><th scope="row" title="{}"><bdi>{}</bdi></th><td class="plot"><svg width="100%" height="22" '
-                  'role="img"><title>{}: {}</title>{}</svg></td><td class="num">{}</td></tr>').format(
+    return Markup('<tr{}><th scope="row" title="{}"><bdi dir="ltr">{}</bdi></th><td class="plot">'
+                  '<svg width="100%" height="22" role="img"><title>{}: {}</title>{}</svg></td>'
+                  '<td class="num">{}</td></tr>').format(
         Markup(' class="strong"') if row.strong else "", row.label, row.label, row.label, text, drawing, text)
 
 
-def _threshold_label(scale: _Scale, threshold: float, show: Callable[[float | None], str]) -> Markup:
+def _threshold_label(scale: _Scale, threshold: float, show: Show) -> Markup:
     place = scale.at(threshold)
     anchor = "end" if float(place.rstrip("%")) > 55 else "start"
     return Markup('<thead><tr><td></td><td class="plot"><svg width="100%" height="20" aria-hidden="true">'
                   '<text class="limit" x="{0}" y="13" dx="{1}" text-anchor="{2}">threshold {3}</text>'
-                  '<line class="limit" x1="{0}" x2="{0}" y1="0" y2="100%"/></svg></td><td></td></tr></thead>').format(
-        place, "-5" if anchor == "end" else "5", anchor, show(threshold))
+                  '{4}</svg></td><td></td></tr></thead>').format(
+        place, "-5" if anchor == "end" else "5", anchor, show(threshold), _upright("limit", place))
+
+
+def _upright(kind: str, place: str) -> Markup:
+    """A line from top to bottom."""
+    return Markup('<line class="{0}" x1="{1}" x2="{1}" y1="0" y2="100%"/>').format(kind, place)
 
 
 def dumbbell(before: float, after: float, others: float, *, span: tuple[float, float]) -> Markup:
     """A margin before (ring) and after (dot) a repair, and the strongest other class (dashed)."""
     scale = _Scale(*span)
-    return Markup('<svg class="dumbbell" width="100%" height="22" role="img"><title>before {}, after {}, other classes '
-                  '{}</title><line class="axis" x1="{z}" x2="{z}" y1="0" y2="100%"/>'
+    return Markup('<svg class="dumbbell" width="100%" height="22" role="img">'
+                  '<title>before {}, after {}, other classes {}</title>{z}'
                   '<line class="link" x1="{b}" x2="{a}" y1="11" y2="11"/>'
-                  '<line class="limit" x1="{o}" x2="{o}" y1="2" y2="20"/><circle class="before" cx="{b}" cy="11" r="5"/>'
+                  '<line class="limit" x1="{o}" x2="{o}" y1="2" y2="20"/>'
+                  '<circle class="before" cx="{b}" cy="11" r="5"/>'
                   '<circle class="after" cx="{a}" cy="11" r="5"/></svg>').format(
-        number(before), number(after), number(others), z=scale.at(0.0), b=scale.at(before), a=scale.at(after),
-        o=scale.at(others))
+        number(before), number(after), number(others), z=_upright("axis", scale.at(0.0)), b=scale.at(before),
+        a=scale.at(after), o=scale.at(others))
 
 
 def heat_map(matrix: Sequence[Sequence[float | None]], name: Callable[[int], str]) -> Markup:
@@ -119,8 +128,8 @@ def heat_map(matrix: Sequence[Sequence[float | None]], name: Callable[[int], str
     cell = 36 if max(len(sources), len(goals)) <= 12 else 26
     left, head = 46, 40
     parts = [Markup('<text class="axis-name" x="{}" y="12">goal class →</text>').format(left),
-             Markup('<text class="axis-name" x="12" y="{}" transform="rotate(90 12 {})">source class →</text>').format(
-                 head, head)]
+             Markup('<text class="axis-name" x="12" y="{0}" transform="rotate(90 12 {0})">'
+                    'source class →</text>').format(head)]
     for column, goal in enumerate(goals):
         parts.append(_tick(left + cell * (column + 0.5), head - 6, "middle", goal, name))
     for line, source in enumerate(sources):
@@ -131,9 +140,10 @@ def heat_map(matrix: Sequence[Sequence[float | None]], name: Callable[[int], str
     width, height = left + cell * len(goals) + 1, head + cell * len(sources) + 1
     note = Markup("")
     if len(matrix) > len(sources):
-        note = Markup('<p class="note">The sources and goals of the strongest cells are shown, {} of {} classes.</p>'
-                      ).format(len(sources), f"{len(matrix):,}")
-    return Markup('<div class="scroll"><svg class="heat" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img">'
+        note = Markup('<p class="note">The sources and goals of the strongest cells are shown, {} of {} '
+                      'classes.</p>').format(len(sources), f"{len(matrix):,}")
+    return Markup('<div class="scroll">'
+                  '<svg class="heat" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img">'
                   '<title>Source by goal margins</title>{}</svg></div>{}').format(
         Markup("").join(parts), note, w=width, h=height)
 
@@ -143,7 +153,8 @@ def _strongest(matrix: Sequence[Sequence[float | None]]) -> tuple[list[int], lis
     everything = list(range(len(matrix)))
     if len(matrix) <= MOST_CELLS:
         return everything, list(range(max((len(line) for line in matrix), default=0)))
-    cells = sorted(((value, source, goal) for source, line in enumerate(matrix) for goal, value in enumerate(line)
+    cells = sorted(((value, source, goal)
+                    for source, line in enumerate(matrix) for goal, value in enumerate(line)
                     if value is not None and math.isfinite(value)), reverse=True)
     sources: list[int] = []
     goals: list[int] = []
@@ -163,7 +174,7 @@ def _tick(x: float, y: float, anchor: str, index: int, name: Callable[[int], str
 
 
 def _cell(value: float | None, source: int, goal: int, top: float, name: Callable[[int], str],
-          show: Callable[[float | None], str], *, x: int, y: int, size: int) -> Markup:
+          show: Show, *, x: int, y: int, size: int) -> Markup:
     known = value is not None and math.isfinite(value)
     shade = max(0.0, value) / top if known and value is not None and top > 0 else 0.0
     parts = Markup('<rect class="cell" x="{0}" y="{1}" width="{2}" height="{2}"/>'

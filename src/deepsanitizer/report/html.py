@@ -1,4 +1,7 @@
-"""One self-contained page: no network, no script. Autoescape is forced on: names in a checkpoint are untrusted."""
+"""One self-contained page: no network, no script.
+
+Autoescape is forced on: names in a checkpoint are untrusted.
+"""
 
 import json
 import math
@@ -25,7 +28,15 @@ from deepsanitizer.report.words import (
     visible,
     written_words,
 )
-from deepsanitizer.types import Agreement, LayerChange, Picture, SanitizeReport, ScanReport, SignalResult, Suspect
+from deepsanitizer.types import (
+    Agreement,
+    LayerChange,
+    Picture,
+    SanitizeReport,
+    ScanReport,
+    SignalResult,
+    Suspect,
+)
 
 _ROLES = (("pattern", "The pattern"), ("dummy", "Without it"), ("triggered", "With it"),
           ("difference", "Difference"))
@@ -43,8 +54,7 @@ def to_html(report: ScanReport) -> str:
         suspects=[sentence(suspect, report) for suspect in report.suspects],
         accused=any(suspect.target is not None for suspect in report.suspects),
         score_chart=_score_chart(report), groups=_groups(report.pictures),
-        signals=[(signal, threshold_of(signal, report), _signal_chart(signal, report), _heat(signal, report))
-                 for signal in report.signals if signal.applicable],
+        signals=[_signal(signal, report) for signal in report.signals if signal.applicable],
         skipped=[signal for signal in report.signals if not signal.applicable],
         change_chart=_change_chart(fixed.changes) if fixed else "",
         comparisons=_comparisons(fixed) if fixed else [],
@@ -55,21 +65,26 @@ def to_html(report: ScanReport) -> str:
 def sentence(suspect: Suspect, report: ScanReport) -> Markup:
     """A suspect in words, the names in it escaped and isolated (a right-to-left name stays within itself)."""
     template, fields = suspect_words(suspect, possibly=report.verdict != "backdoored")
-    names = {key: Markup("<bdi>{}</bdi>").format(class_name(report.model, value)) if isinstance(value, int)
-             else visible(value) for key, value in fields.items()}
+    names = {key: _name(report, value) if isinstance(value, int) else visible(value)
+             for key, value in fields.items()}
     return Markup(template).format(**names)
+
+
+def _name(report: ScanReport, index: int) -> Markup:
+    return Markup('<bdi dir="ltr">{}</bdi>').format(class_name(report.model, index))
 
 
 @cache
 def _template() -> Template:
-    environment = Environment(loader=PackageLoader("deepsanitizer.report"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, finalize=_finalize)
+    environment = Environment(loader=PackageLoader("deepsanitizer.report"), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+                              finalize=_finalize)
     environment.filters.update(number=number, percent=percent, seconds=seconds)
     return environment.get_template("report.html.j2")
 
 
 def _finalize(value: Any) -> Any:
-    """Control characters and direction overrides in any string are shown, not obeyed; breaks between lines stay."""
+    """Control characters and direction overrides are shown, not obeyed; line breaks stay."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return "\n".join(visible(line) for line in value.split("\n"))
     return value
@@ -80,6 +95,12 @@ def _score_chart(report: ScanReport) -> Markup:
         return Markup("")
     return charts.bars([charts.Row("score", report.score, report.score >= report.threshold)],
                        threshold=report.threshold)
+
+
+def _signal(signal: SignalResult, report: ScanReport) -> dict[str, Any]:
+    return {"result": signal, "goal": "–" if signal.target is None else _name(report, signal.target),
+            "threshold": threshold_of(signal, report), "chart": _signal_chart(signal, report),
+            "heat": _heat(signal, report)}
 
 
 def _signal_chart(signal: SignalResult, report: ScanReport) -> Markup:
@@ -101,7 +122,8 @@ def _change_chart(changes: list[LayerChange]) -> Markup:
 
 
 def _agreement_chart(agreement: Agreement, report: ScanReport) -> Markup:
-    rows = [charts.Row(class_name(report.model, index), value) for index, value in enumerate(agreement.per_class)]
+    rows = [charts.Row(class_name(report.model, index), value)
+            for index, value in enumerate(agreement.per_class)]
     return charts.bars(rows, show=percent, span=(0.0, 1.0), lowest_first=True) if rows else Markup("")
 
 
@@ -110,7 +132,7 @@ def _comparisons(report: SanitizeReport) -> list[dict[str, Any]]:
     ends = [value for c in report.comparisons for value in (c.margin_before, c.margin_after, c.others_after)]
     span = (min(0.0, *ends), max(0.0, *ends)) if ends else (0.0, 1.0)
     return [{"c": c, "passed": comparison_in_line(c),
-             "goal": "each class its own" if c.target is None else class_name(report.model, c.target),
+             "goal": "each class its own" if c.target is None else _name(report, c.target),
              "drawing": charts.dumbbell(c.margin_before, c.margin_after, c.others_after, span=span)}
             for c in report.comparisons]
 

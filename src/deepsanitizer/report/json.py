@@ -35,8 +35,8 @@ def to_json(report: ScanReport) -> str:
 def from_json(text: str | bytes) -> ScanReport:
     """The ScanReport or SanitizeReport that was encoded.
 
-    Strict: raises CannotJudgeError for what is not JSON, another schema version, a missing, unknown or ill-typed
-    field.
+    Strict: raises CannotJudgeError for what is not JSON, another schema version, a missing, unknown or
+    ill-typed field.
     """
     try:
         raw = msgspec.json.decode(text)
@@ -65,7 +65,7 @@ def json_schema() -> dict[str, Any]:
         definitions[name]["properties"]["schema"] = {"const": SCHEMA}
         definitions[name]["required"] = ["schema", *definitions[name]["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA,
-            "description": "A DeepSanitizer report; the one with `outcome` is of `sanitize`, the other of `scan`.",
+            "description": "A DeepSanitizer report: of `sanitize` if it has `outcome`, else of `scan`.",
             "oneOf": list(kinds), "$defs": definitions}
 
 

@@ -1,7 +1,9 @@
 """The summary for a terminal: tables and colours where there is one, plain lines of 80 columns elsewhere.
 
-Strings from the checkpoint are untrusted: they are printed as Text (no rich markup) with control characters shown.
+Strings from the checkpoint are untrusted: printed as Text (no rich markup), control characters shown.
 """
+
+from typing import Literal
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -38,8 +40,8 @@ def to_text(report: ScanReport, console: Console) -> None:
     headline = VERDICTS[report.verdict]
     mark, meaning = CALIBRATED if report.calibrated else UNCALIBRATED
     out.line(f"{report.verdict.upper()}: {headline.title}", _STYLE[headline.tone])
-    out.line(f"{report.model.path or 'a model in memory'}: {report.model.architecture}, {report.model.num_classes} "
-             f"classes")
+    out.line(f"{report.model.path or 'a model in memory'}: {report.model.architecture}, "
+             f"{report.model.num_classes} classes")
     out.line(f"score {number(report.score)}, threshold {number(report.threshold)} ({mark}), in "
              f"{seconds(report.seconds.get('total', sum(report.seconds.values())))}")
     out.line(report.explanation)
@@ -81,9 +83,11 @@ class _Printer:
             self.line(f"... and {len(texts) - _MOST} more {what} in the full report", "dim", indent=2)
 
     def table(self, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(box=box.SIMPLE_HEAD if self.console.is_terminal else None, pad_edge=False, padding=(0, 1))
+        lines = box.SIMPLE_HEAD if self.console.is_terminal else None
+        table = Table(box=lines, pad_edge=False, padding=(0, 1))
         for index, column in enumerate(columns):
-            table.add_column(self.text(column, "bold"), justify="left" if index == 0 else "right", overflow="fold")
+            side: Literal["left", "right"] = "left" if index == 0 else "right"
+            table.add_column(self.text(column, "bold"), justify=side, overflow="fold")
         for row in rows:
             table.add_row(*(self.text(cell) for cell in row))
         self._print(table, 2)
@@ -134,7 +138,8 @@ def _repair(report: SanitizeReport, out: _Printer) -> None:
     if report.loss_step0 is not None:
         out.line(f"Loss of the fine-tuning at step 0: {number(report.loss_step0)}")
     if report.comparisons:
-        rows = [[c.family, "own goals" if c.target is None else class_name(report.model, c.target, longest=16),
+        rows = [[c.family,
+                 "own goals" if c.target is None else class_name(report.model, c.target, longest=16),
                  f"{number(c.margin_before)} to {number(c.margin_after)}", number(c.others_after),
                  f"{percent(c.success_before)} to {percent(c.success_after)}",
                  "in line" if comparison_in_line(c) else "STANDS OUT"] for c in report.comparisons]

@@ -27,20 +27,21 @@ class Headline:
 
 
 VERDICTS: Mapping[VerdictName, Headline] = {
-    "clean": Headline("No backdoor found", "The searches found no small change of the image that this model obeys "
-                      "as a backdoored one would. That is not proof that there is none.", "good"),
-    "suspicious": Headline("This model looks suspicious", "Something unusual was found, but not enough to call it "
-                           "a backdoor. Do not trust the model before someone has looked at it.", "warn"),
-    "backdoored": Headline("This model has a backdoor", "A small change of the image makes the model answer as "
-                           "somebody else may have planned. Do not use it as it is.", "bad"),
-    "inconclusive": Headline("No verdict", "The evidence does not allow a judgement. Unknown is not clean: treat "
-                             "the model as unchecked.", "unknown"),
+    "clean": Headline("No backdoor found", "The searches found no small change of the image that this model "
+                      "obeys as a backdoored one would. That is not proof that there is none.", "good"),
+    "suspicious": Headline("This model looks suspicious", "Something unusual was found, but not enough to "
+                           "call it a backdoor. Do not trust the model before someone has looked at it.",
+                           "warn"),
+    "backdoored": Headline("This model has a backdoor", "A small change of the image makes the model answer "
+                           "as somebody else may have planned. Do not use it as it is.", "bad"),
+    "inconclusive": Headline("No verdict", "The evidence does not allow a judgement. Unknown is not clean: "
+                             "treat the model as unchecked.", "unknown"),
 }
 
 OUTCOMES: Mapping[Outcome, Headline] = {
     "accepted": Headline("Repaired and accepted", "The new weights passed the checks below.", "good"),
-    "rolled_back": Headline("Rolled back", "A repair was tried and did not pass the checks. Nothing was written.",
-                            "bad"),
+    "rolled_back": Headline("Rolled back", "A repair was tried and did not pass the checks. Nothing was "
+                            "written.", "bad"),
     "unchanged": Headline("Left unchanged", "There was nothing to repair.",
                           "good"),
     "unsupported": Headline("Not repaired", "No remedy applies to this model. Nothing was written.", "warn"),
@@ -58,17 +59,19 @@ _HOW: Mapping[str, str] = {
 }
 
 CALIBRATED = ("calibrated", "The threshold was set on models known to be clean.")
-UNCALIBRATED = ("uncalibrated", "The threshold was chosen by hand, not set on a large collection of models known to "
-                "be clean. How often a clean model would be accused, or a backdoored one missed, is not known.")
+UNCALIBRATED = ("uncalibrated", "The threshold was chosen by hand, not set on a large collection of models "
+                "known to be clean. How often a clean model would be accused, or a backdoored one missed, "
+                "is not known.")
 
 
 def suspect_words(suspect: Suspect, *, possibly: bool) -> tuple[str, dict[str, str | int]]:
     """An accusation as a sentence to be formatted, and its arguments.
 
-    `source` and `target` are class numbers: replace them by names. The sentence itself is trusted, its arguments
-    are not, so that HTML can escape them.
+    `source` and `target` are class numbers: replace them by names. The sentence itself is trusted, its
+    arguments are not, so that HTML can escape them.
     """
-    fields: dict[str, str | int] = {"how": _HOW.get(suspect.family) or f"a change of the kind {suspect.family!r}"}
+    how = _HOW.get(suspect.family) or f"a change of the kind {suspect.family!r}"
+    fields: dict[str, str | int] = {"how": how}
     where = ""
     if suspect.where:
         fields["where"], where = suspect.where, " {where}"
@@ -78,7 +81,8 @@ def suspect_words(suspect: Suspect, *, possibly: bool) -> tuple[str, dict[str, s
     can = "might be" if possibly else "can be"
     goal = "class {target}" if suspect.target is not None else "one class"
     if suspect.kind == "all2all":
-        return f"Almost any image {can} sent to another class by {{how}}{where}: each class has its own goal.", fields
+        return (f"Almost any image {can} sent to another class by {{how}}{where}: each class has its own "
+                "goal.", fields)
     if suspect.kind == "specific":
         who = "Images of class {source}" if suspect.source is not None else "Images of one class"
         return f"{who} {can} sent to {goal} by {{how}}{where}. Other classes hardly react.", fields

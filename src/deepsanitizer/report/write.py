@@ -11,8 +11,8 @@ from deepsanitizer.errors import UsageError, WorkError
 def write(text: str, path: str | Path) -> None:
     """Put UTF-8 text at `path`; whatever goes wrong, the old file stays and no temporary file does.
 
-    Raises UsageError where the folder does not exist or may not be written, WorkError where writing fails (disk
-    full).
+    Raises UsageError where the folder does not exist or may not be written, WorkError where writing fails
+    (disk full).
     """
     path = Path(path)
     if path.is_dir():
@@ -69,5 +69,6 @@ def _failure(error: OSError, path: Path) -> UsageError | WorkError:
     reason = (error.strerror or type(error).__name__).lower()
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR):
         return UsageError(f"cannot write {path}: {reason}", "Choose a folder that exists and may be written.")
-    remedy = "Free some space and run again." if error.errno == errno.ENOSPC else "Check the disk and run again."
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "Free some space and run again." if full else "Check the disk and run again."
     return WorkError(f"writing {path} failed: {reason}", remedy)
