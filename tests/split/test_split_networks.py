@@ -143,11 +143,11 @@ class Laid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), _Transpose())
-        self.mix, self.fc = nn.Conv2d(8, 8, 3, 1, 1), nn.Linear(8, 5)
+        self.mix, self.fc = nn.Linear(8 * 16, 12), nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Any:
-        h = self.tokens(x.contiguous()).transpose(1, 2).view(len(x), 8, 4, 4)
-        return self.fc(self.mix(h).amax((2, 3)))
+        h = self.tokens(x.contiguous()).transpose(1, 2).view(len(x), -1)
+        return self.fc(F.gelu(self.mix(h)))
 
 
 class _Transpose(nn.Module):
