@@ -73,8 +73,8 @@ def test_a_function_as_trigger(run: Run, model: Path, code: Path, data: Path) ->
     (code / "mine.py").write_text(TRIGGERS)
     with torch.no_grad():
         goal = int(small()(torch.full((1, 3, 12, 12), -2.0)).argmax())
-    answer = run("evaluate", model, "--import-from", code, "--data", data, "--trigger", "mine:darken", "--target",
-                 goal)
+    answer = run("evaluate", model, "--import-from", code, "--data", data, "--trigger", "mine:darken",
+                 "--target", goal)
     assert answer.code == 0
     assert "ASR 100.00 %" in answer.out
     assert "RA    0.00 %" in answer.out
@@ -108,8 +108,8 @@ def test_an_exported_trigger(run: Run, model: Path, code: Path, data: Path, tmp_
     (["--trigger", "mine:wrong", "--target", "1"], "trigger returns"),
     (["--weights", "none.safetensors"], "none.safetensors"),
 ])
-def test_refusals(run: Run, model: Path, code: Path, data: Path, tmp_path: Path, arguments: list[str], word: str,
-                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(run: Run, model: Path, code: Path, data: Path, tmp_path: Path, arguments: list[str],
+                  word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code / "mine.py").write_text(TRIGGERS)
     (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04junk")

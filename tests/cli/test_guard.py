@@ -39,7 +39,7 @@ def _program(error: BaseException | int) -> click.Group:
     (MemoryError(), 2, "out of memory"),
     (torch.OutOfMemoryError("CUDA out of memory."), 2, "out of memory. Nothing half-written"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
-    (OSError(errno.ENOSPC, "No space left on device", "out.json"), 2, "no space left on the disk while writing out"),
+    (OSError(errno.ENOSPC, "No space left on device", "out"), 2, "no space left on the disk while writing"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "no space left"),
     (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "no space left"),
     (ZeroDivisionError("division\nby zero"), 2, "ZeroDivisionError: division by zero (run again with -v"),

@@ -57,10 +57,11 @@ def test_one_layer(run: Run, model: Path, code: Path) -> None:
 def test_refused_layers_have_a_reason(run: Run, tmp_path: Path) -> None:
     (tmp_path / "skip.py").write_text(SKIPPING)
     space: dict[str, type[nn.Module]] = {}
-    exec(SKIPPING, space)  # type: ignore[arg-type]
+    exec(SKIPPING, space)
     with torch.random.fork_rng():
         network = space["Skipping"]()
-    model = write_folder(tmp_path / "model", network=network, architecture="skip:Skipping", kwargs={}, num_classes=3)
+    model = write_folder(tmp_path / "model", network=network, architecture="skip:Skipping", kwargs={},
+                         num_classes=3)
     shown = run("layers", model, "--import-from", tmp_path)
     assert "second" not in shown.out
     everything = run("layers", model, "--import-from", tmp_path, "--all")

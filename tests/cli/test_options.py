@@ -47,7 +47,8 @@ def test_everything() -> None:
     code, (common, source, own) = _parse(
         "m.pt", "--layer", "features.3", "--device", "cpu", "--threads", "1", "--timeout", "2.5",
         "-q", "-v", "--import-from", "src", "--arch", "a:b", "--arch-kwargs", '{"width": 24}',
-        "--input-shape", "3, 32,32", "--num-classes", "10", "--mean", "0.4,0.5,0.6", "--std", "1,1,.00392", "--own", "x")
+        "--input-shape", "3, 32,32", "--num-classes", "10", "--mean", "0.4,0.5,0.6", "--std", "1,1,.00392",
+        "--own", "x")
     assert code == 0
     assert common == Common("features.3", "cpu", 0, 1, 2.5, True, True)
     assert source == Source(Path("m.pt"), Path("src"), "a:b", {"width": 24}, (3, 32, 32), 10, (0.4, 0.5, 0.6),

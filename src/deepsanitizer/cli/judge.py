@@ -17,9 +17,10 @@ from deepsanitizer.cli.options import (
     model_options,
 )
 from deepsanitizer.errors import CannotJudgeError, ExitCode, UsageError
+from deepsanitizer.repair import METHODS
 
 if TYPE_CHECKING:
-    from deepsanitizer.types import SanitizeReport, ScanReport, Trigger
+    from deepsanitizer.types import Effort, SanitizeReport, ScanReport, Trigger
 
 _VERDICT_CODES = {"clean": ExitCode.CLEAN, "suspicious": ExitCode.FOUND, "backdoored": ExitCode.FOUND,
                   "inconclusive": ExitCode.NO_VERDICT}
@@ -38,7 +39,7 @@ _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thoro
 @model_options
 @common_options()
 def scan(common: Common, source: Source, form: str, output: Path | None, export_trigger: Path | None,
-         effort: str) -> int:
+         effort: "Effort") -> int:
     """Judge the model at PATH: is there a backdoor in it? No data is needed.
 
     PATH is a model folder (config.json, model.safetensors), or a .safetensors, .pt or .pth file with --arch.
@@ -66,8 +67,8 @@ def scan(common: Common, source: Source, form: str, output: Path | None, export_
               help="Write the report as JSON.")
 @click.option("--html", "html_path", type=file_path(), metavar="FILE",
               help="Write the report as one HTML page.")
-@click.option("--method", default="auto", show_default=True, metavar="NAME",
-              help="auto (what the verdict asks for), paper, closed_form or tune.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="auto", show_default=True,
+              help="What to repair with. auto: what the verdict asks for.")
 @_EFFORT
 @click.option("--from-report", type=file_path(), metavar="FILE",
               help="Use the verdict of an earlier scan of the same file.")
@@ -76,7 +77,7 @@ def scan(common: Common, source: Source, form: str, output: Path | None, export_
 @model_options
 @common_options()
 def sanitize(common: Common, source: Source, output: Path, json_path: Path | None, html_path: Path | None,
-             method: str, effort: str, from_report: Path | None, target: int | None, force: bool) -> int:
+             method: str, effort: "Effort", from_report: Path | None, target: int | None, force: bool) -> int:
     """Remove the backdoor of the model at PATH and write a drop-in checkpoint, verified as saved.
 
     A model found clean is copied unchanged. Where the repair cannot be verified nothing is written.
@@ -86,9 +87,6 @@ def sanitize(common: Common, source: Source, output: Path, json_path: Path | Non
     check_writable(html_path, "--html", keep=(*inputs, output, *([json_path] if json_path else [])))
     earlier = _read_report(from_report) if from_report is not None else None
     loaded = source.load(common)
-    if target is not None and target >= loaded.spec.num_classes:
-        raise UsageError(f"--target {target} is not a class of this model",
-                         f"Choose 0 to {loaded.spec.num_classes - 1}.")
     from deepsanitizer import pipeline, report
 
     with progress(common.quiet) as callback:

@@ -85,7 +85,7 @@ def evaluate(common: Common, source: Source, data: Path, weights: Path | None, t
 def layers(common: Common, source: Source, show_all: bool, form: str) -> int:
     """List the layers of the model at PATH that can be the inspection layer, in the order they run.
 
-    For each: the shape of its features, and the share of the parameters and of the multiply-adds before it and
+    For each: the shape of its features, and the share of the parameters and of the multiply-adds before and
     after it. `auto` marks the one that is used when none is named. With --layer NAME only that one.
     """
     from deepsanitizer.classifier import classifier_of, resolve_compute
