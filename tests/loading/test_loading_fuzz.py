@@ -3,11 +3,11 @@
 import contextlib
 import functools
 import io
-import tempfile
 from pathlib import Path
 
+import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -16,8 +16,7 @@ from deepsanitizer.loading import FORMATS, load
 from deepsanitizer.loading.sniff import recognise
 from loading.models import ARCH, SOURCE, network, state_of
 
-FUZZ = settings(max_examples=120, deadline=None, derandomize=True,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=120, deadline=None, derandomize=True)
 KINDS = ["safetensors", "torch", "legacy"]
 
 
@@ -31,15 +30,16 @@ def valid(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-@functools.cache
-def folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all examples, with the code."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "nets.py").write_text(SOURCE)
+    return folder
 
 
-def outcome(data: bytes) -> str:
+def outcome(place: Path, data: bytes) -> str:
     """What loading these bytes comes to, by name."""
-    place = Path(folder().name)
-    (place / "nets.py").write_text(SOURCE)
     (place / "w").write_bytes(data)
     refusal: DeepSanitizerError | None = None
     try:
@@ -55,14 +55,14 @@ def outcome(data: bytes) -> str:
     return "loaded"
 
 
-def test_the_files_that_are_damaged_below_are_good() -> None:
-    assert {kind: outcome(valid(kind)) for kind in KINDS} == dict.fromkeys(KINDS, "loaded")
+def test_the_files_that_are_damaged_below_are_good(place: Path) -> None:
+    assert {kind: outcome(place, valid(kind)) for kind in KINDS} == dict.fromkeys(KINDS, "loaded")
 
 
 @FUZZ
 @given(st.binary(max_size=400))
-def test_random_bytes(data: bytes) -> None:
-    assert outcome(data) == "CannotJudgeError"
+def test_random_bytes(place: Path, data: bytes) -> None:
+    assert outcome(place, data) == "CannotJudgeError"
 
 
 @FUZZ
@@ -70,34 +70,34 @@ def test_random_bytes(data: bytes) -> None:
     b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"\x80\x04\x95", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j",
     b"\x10" + bytes(7) + b"{", b"\x02" + bytes(7) + b"{}", b"version https://git", b"<html"]),
     st.binary(max_size=300))
-def test_random_bytes_after_a_good_beginning(start: bytes, data: bytes) -> None:
-    assert outcome(start + data) == "CannotJudgeError"
+def test_random_bytes_after_a_good_beginning(place: Path, start: bytes, data: bytes) -> None:
+    assert outcome(place, start + data) == "CannotJudgeError"
 
 
 @FUZZ
 @given(st.sampled_from(KINDS), st.floats(0, 1, exclude_max=True))
 @example("safetensors", 0.9999)
-def test_truncated(kind: str, share: float) -> None:
+def test_truncated(place: Path, kind: str, share: float) -> None:
     data = valid(kind)
-    assert outcome(data[:int(len(data) * share)]) == "CannotJudgeError"
+    assert outcome(place, data[:int(len(data) * share)]) == "CannotJudgeError"
 
 
 @FUZZ
 @given(st.sampled_from(KINDS),
        st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4))
-def test_flipped_bits(kind: str, flips: list[tuple[float, int]]) -> None:
+def test_flipped_bits(place: Path, kind: str, flips: list[tuple[float, int]]) -> None:
     data = bytearray(valid(kind))
-    for place, mask in flips:
-        data[int(place * len(data))] ^= mask
-    outcome(bytes(data))
+    for at, mask in flips:
+        data[int(at * len(data))] ^= mask
+    outcome(place, bytes(data))
 
 
 @FUZZ
 @given(st.sampled_from(KINDS), st.floats(0, 1), st.binary(min_size=1, max_size=40))
-def test_inserted_bytes(kind: str, place: float, extra: bytes) -> None:
+def test_inserted_bytes(place: Path, kind: str, share: float, extra: bytes) -> None:
     data = valid(kind)
-    at = int(place * len(data))
-    outcome(data[:at] + extra + data[at:])
+    at = int(share * len(data))
+    outcome(place, data[:at] + extra + data[at:])
 
 
 @FUZZ
