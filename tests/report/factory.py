@@ -155,7 +155,7 @@ def backdoored(
 ) -> ScanReport:
     """One target, found by two families, with pictures."""
     label = f"{target} ({names[target]})" if names else str(target)
-    found = signal("place", classes, peak=target, height=34.2, seed=3)
+    found = signal("place", classes, peak=target, height=34.2, seed=3, threshold=5.0, score=6.8)
     filled = {
         "verdict": "backdoored",
         "score": found.margin,
@@ -212,7 +212,14 @@ def specific() -> ScanReport:
         ],
         signals=[
             signal(
-                "places by source", 10, peak=9, height=7.3, matrix=matrix(10, {(1, 9): 7.3}), threshold=5.0
+                "places by source",
+                10,
+                peak=9,
+                height=7.3,
+                matrix=matrix(10, {(1, 9): 7.3}),
+                threshold=5.0,
+                source=1,
+                kind="specific",
             )
         ],
     )

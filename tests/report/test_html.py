@@ -116,7 +116,7 @@ def test_the_finding_its_pictures_and_the_threshold_are_shown() -> None:
     assert sum(tag == "img" for tag, _ in page.seen) == len(report.pictures) == 26
     assert page.text.count("Without it") == page.text.count("With it") == 2
     assert page.text.count("threshold 5.0") == 2  # of the score, and of the one signal on its scale
-    assert "The verdict has no threshold on this scale." in page.text
+    assert "This signal has no threshold on the scale of the plot." in page.text
     assert "The 20 highest of 43 classes are shown" in page.text
 
 

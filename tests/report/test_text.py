@@ -84,6 +84,7 @@ def test_the_summary_says_what_matters() -> None:
 def test_suspicion_is_worded_as_such_and_sources_are_named() -> None:
     text = " ".join(plain(specific()).split())
     assert "Images of class 1 (automobile) might be sent to class 9 (truck)" in text
+    assert "1 to 9 (truck)" in text
 
 
 def test_many_suspects_and_long_limits_are_shortened_and_counted() -> None:

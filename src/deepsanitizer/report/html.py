@@ -23,8 +23,8 @@ from deepsanitizer.report.words import (
     number,
     percent,
     seconds,
+    shorten,
     suspect_words,
-    threshold_of,
     visible,
     written_words,
 )
@@ -79,7 +79,7 @@ def _template() -> Template:
     environment = Environment(loader=PackageLoader("deepsanitizer.report"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
                               finalize=_finalize)
-    environment.filters.update(number=number, percent=percent, seconds=seconds)
+    environment.filters.update(number=number, percent=percent, seconds=seconds, shorten=shorten)
     return environment.get_template("report.html.j2")
 
 
@@ -99,15 +99,15 @@ def _score_chart(report: ScanReport) -> Markup:
 
 def _signal(signal: SignalResult, report: ScanReport) -> dict[str, Any]:
     return {"result": signal, "goal": "–" if signal.target is None else _name(report, signal.target),
-            "threshold": threshold_of(signal, report), "chart": _signal_chart(signal, report),
-            "heat": _heat(signal, report)}
+            "source": None if signal.source is None else _name(report, signal.source),
+            "chart": _signal_chart(signal, report), "heat": _heat(signal, report)}
 
 
 def _signal_chart(signal: SignalResult, report: ScanReport) -> Markup:
     suspects = {suspect.target for suspect in report.suspects}
     rows = [charts.Row(class_name(report.model, index), value, index in suspects)
             for index, value in enumerate(signal.per_target)]
-    return charts.bars(rows, threshold=threshold_of(signal, report)) if rows else Markup("")
+    return charts.bars(rows, threshold=signal.threshold) if rows else Markup("")
 
 
 def _heat(signal: SignalResult, report: ScanReport) -> Markup:

@@ -23,7 +23,6 @@ from deepsanitizer.report.words import (
     seconds,
     shorten,
     suspect_words,
-    threshold_of,
     visible,
     written_words,
 )
@@ -118,13 +117,15 @@ def _signals(report: ScanReport, out: _Printer) -> None:
         if not signal.applicable:
             skipped.append(f"{signal.name}: not applicable, {signal.reason or 'no reason given'}")
             continue
-        goal = "-" if signal.target is None else class_name(report.model, signal.target, longest=20)
+        goal = "-" if signal.target is None else class_name(report.model, signal.target, longest=16)
+        if signal.source is not None:
+            goal = f"{signal.source} to {goal}"
         rows.append([signal.name, goal, number(signal.margin), number(signal.runner_up), number(signal.z),
-                     percent(signal.success), number(threshold_of(signal, report))])
+                     percent(signal.success), number(signal.score)])
     if rows or skipped:
-        out.heading("Signals")
+        out.heading("Signals (a score of 1 or more accuses)")
     if rows:
-        out.table(["signal", "class", "margin", "next", "z", "success", "threshold"], rows)
+        out.table(["signal", "class", "margin", "next", "z", "success", "score"], rows)
     for text in skipped:
         out.line(text, "dim", indent=2)
 

@@ -9,9 +9,7 @@ from deepsanitizer.types import (
     ModelFacts,
     Outcome,
     SanitizeReport,
-    ScanReport,
     SearchComparison,
-    SignalResult,
     Suspect,
     VerdictName,
 )
@@ -95,18 +93,6 @@ def class_name(model: ModelFacts, index: int, *, longest: int = 48) -> str:
     if names is None or not 0 <= index < len(names):
         return str(index)
     return f"{index} ({shorten(visible(names[index]), longest)})"
-
-
-def threshold_of(signal: SignalResult, report: ScanReport) -> float | None:
-    """The verdict's threshold on the scale of a signal's plot; None where there is none on that scale.
-
-    A signal may state its own; else the report's holds where the report's score is this signal's margin.
-    """
-    if signal.threshold is not None:
-        return signal.threshold
-    if signal.margin is not None and math.isclose(signal.margin, report.score, rel_tol=1e-9):
-        return report.threshold
-    return None
 
 
 def comparison_in_line(comparison: SearchComparison) -> bool:
