@@ -41,7 +41,7 @@ sys.exit(main_code(sys.argv[1:]))
 
 @pytest.fixture
 def command(model: Path, code: Path, tmp_path: Path) -> list[str]:
-    """A sanitize without its --output. A report says that the model is clean: so it soon comes to writing."""
+    """A sanitize without its --output. A report says that the model is clean: it soon comes to writing."""
     checkpoint = load(model, import_from=code).checkpoint
     assert checkpoint is not None
     report = tmp_path / "earlier.json"
