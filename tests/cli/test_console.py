@@ -42,6 +42,7 @@ BAR = """
 import time
 from deepsanitizer.cli.console import progress
 with progress(False) as callback:
+    callback("an earlier stage", 9, 10)
     for step in range(6):
         callback("search [bold]x[/bold]", step, 10)
         time.sleep(0.1)

@@ -81,6 +81,26 @@ def test_signal_handlers_are_given_back() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
 
 
+def test_what_nohup_set_stays() -> None:
+    seen = []
+
+    @click.group()
+    def program() -> None: ...
+
+    @program.command()
+    def act() -> None:
+        seen.extend([signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)])
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run(program, ["act"])
+        assert seen[0] is signal.SIG_IGN
+        assert callable(seen[1])
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 WAITING = """
 import sys, time
 from pathlib import Path

@@ -68,7 +68,7 @@ def test_a_kill_while_writing(command: list[str], tmp_path: Path, name: str, num
     assert {path: after[path] for path in before} == before
     assert not (tmp_path / name).exists()
     left = after.keys() - before.keys()
-    if number == signal.SIGKILL:  # nobody can clean up after that: a hidden file may stay, never half an output
+    if number == signal.SIGKILL:  # nobody cleans up after that: a hidden file may stay, never half an output
         assert all(path.startswith(".") for path in left)
     else:
         assert left == set()

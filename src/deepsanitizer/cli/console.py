@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from deepsanitizer.types import Progress as ProgressCallback
@@ -51,17 +51,20 @@ class PlainProgress:
 
 
 class BarProgress:
-    """Progress for a terminal: one bar for each stage, with the time left."""
+    """Progress for a terminal: one bar for the stage that runs, with the time left."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
-        self.tasks: dict[str, TaskID] = {}
+        self.stage = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Move the stage's bar."""
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bars.add_task(plain(stage), total=total)
-        self.bars.update(self.tasks[stage], completed=done, total=total)
+        """Move the bar, or start it again for another stage."""
+        if stage != self.stage:
+            for finished in self.bars.task_ids:
+                self.bars.remove_task(finished)
+            self.bars.add_task(plain(stage), total=total)
+            self.stage = stage
+        self.bars.update(self.bars.task_ids[0], completed=done, total=total)
 
 
 def _nothing(stage: str, done: int, total: int) -> None:

@@ -94,8 +94,10 @@ def _threads(common: Common) -> str:
 
 def _memory(common: Common) -> str:
     page = os.sysconf("SC_PAGE_SIZE")
-    total, free = (page * os.sysconf(name) / GIB for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
-    return f"{total:.1f} GiB, {free:.1f} GiB of it free"
+    total = f"{page * os.sysconf('SC_PHYS_PAGES') / GIB:.1f} GiB"
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:  # macOS does not say
+        return total
+    return f"{total}, {page * os.sysconf('SC_AVPHYS_PAGES') / GIB:.1f} GiB of it free"
 
 
 def _computation(common: Common) -> str:
