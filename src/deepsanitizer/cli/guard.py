@@ -112,7 +112,7 @@ def _stop_signals() -> Iterator[None]:
     ours: list[int] = []
     if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
         known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        ours = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]  # not what nohup set
+        ours = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]  # nohup sets another
     for number in ours:
         signal.signal(number, stop)
     try:
