@@ -41,7 +41,8 @@ def evaluate(model: Loaded | nn.Module, images: NDArray[np.uint8], labels: NDArr
     `trigger` maps images in [0, 1] to triggered ones; the result is rounded to whole steps of 1/255, as in a
     stored image. It is put on the images that the attack is for: `all2one` those of other classes than
     `target`, `specific` those of class `source` only (goal `target`), `all2all` all of them (goal: the next
-    class, the last one's is 0). A bare module needs `spec`. Raises UsageError where data, trigger and model do not fit.
+    class, the last one's is 0). A bare module needs `spec`. Raises UsageError where data, trigger and model
+    do not fit.
     """
     network, spec = (model.network, model.spec) if isinstance(model, Loaded) else (model, spec)
     if spec is None:
@@ -136,10 +137,10 @@ def load_data(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if not path.is_file():
         raise UsageError(f"there is no data file {path}", "Give an .npz with the arrays images and labels.")
     try:
-        pack = np.load(path, allow_pickle=False)
-        if not isinstance(pack, np.lib.npyio.NpzFile):
-            raise UsageError(f"{path} is not an .npz of several arrays", "Write it with numpy.savez.")
-        with pack:
+        with path.open("rb") as file:  # numpy leaves a damaged file open
+            pack = np.load(file, allow_pickle=False)
+            if not isinstance(pack, np.lib.npyio.NpzFile):
+                raise UsageError(f"{path} is not an .npz of several arrays", "Write it with numpy.savez.")
             missing = [name for name in ("images", "labels") if name not in pack.files]
             if missing:
                 raise UsageError(f"{path} has no array {' or '.join(missing)}; "

@@ -40,7 +40,7 @@ def load_pack(name: str, split: SharedSplit) -> tuple[NDArray[np.uint8], NDArray
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz"))) or "none"
         raise UsageError(f"there is no data pack {name!r} in {path.parent}", f"Packs there: {known}.")
     try:
-        with np.load(path, allow_pickle=False) as pack:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as pack:
             if f"{split}_jpeg" not in pack:
                 raise UsageError(f"the pack {name!r} has no images of a split {split!r}",
                                  f"It holds {', '.join(pack.files)}.")

@@ -9,8 +9,6 @@ class). All images stay one uint8 tensor; every batch is cut from it in a few te
 
 import importlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepsanitizer.bench.attacks import ATTACKS, Poison, poison
@@ -28,6 +26,7 @@ from deepsanitizer.bench.datasets import CLASS_NAMES, channel_statistics, load_p
 from deepsanitizer.classifier import Classifier, resolve_compute
 from deepsanitizer.errors import DeepSanitizerError, UsageError, WorkError
 from deepsanitizer.evaluation import Evaluation, evaluate
+from deepsanitizer.loading import atomic
 from deepsanitizer.types import Compute, InputSpec, Kind
 
 FLIP_KEEPS_CLASS = {"cifar10"}  # a mirrored sign or digit is another one
@@ -163,30 +162,29 @@ def save_folder(network: nn.Module, spec: InputSpec, recipe: Recipe, measured: E
                 output: str | Path) -> None:
     """Write config.json, model.safetensors (float16) and truth.json; the folder appears whole or not at all.
 
-    `truth.json` says what was planted; it is for measuring only. UsageError where `output` exists.
+    `truth.json` says what was planted; it is for measuring only. Raises UsageError where `output` exists or
+    its parent cannot be made, WorkError where writing fails.
     """
     output = Path(output)
     if output.exists():
         raise UsageError(f"{output} exists", "Choose another output, or remove it first.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
-        config = {"architecture": recipe.architecture, "kwargs": dict(recipe.kwargs),
-                  "input_shape": spec.shape, "num_classes": spec.num_classes,
-                  "mean": spec.mean, "std": spec.std}
-        if spec.class_names:
-            config["class_names"] = spec.class_names
-        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        truth = asdict(recipe) | {"measured": figures(measured)}
-        (partial / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
-        save_file({key: (value.half() if value.is_floating_point() else value).contiguous()
-                   for key, value in network.state_dict().items()}, partial / "model.safetensors")
-        partial.chmod(0o755)  # made for the owner alone
-        (partial / "model.safetensors").chmod(0o644)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {output.parent}", "Choose another output.") from error
+    config = {"architecture": recipe.architecture, "kwargs": dict(recipe.kwargs), "input_shape": spec.shape,
+              "num_classes": spec.num_classes, "mean": spec.mean, "std": spec.std}
+    if spec.class_names:
+        config["class_names"] = spec.class_names
+    truth = asdict(recipe) | {"measured": figures(measured)}
+    state = {key: (value.half() if value.is_floating_point() else value).contiguous()
+             for key, value in network.state_dict().items()}
+    atomic.write_folder(output, {"config.json": _json(config), "truth.json": _json(truth),
+                                 "model.safetensors": safetensors.torch.save(state)})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def figures(measured: Evaluation) -> dict[str, float | None]:

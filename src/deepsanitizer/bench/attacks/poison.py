@@ -15,9 +15,9 @@ class Poison:
     """What the attacker does to the training data; rates are shares of all training images.
 
     all2one: images of other classes than `target` get the trigger and the label `target`. specific: images of
-    class `source` only; `cover_rate` images of other classes get the trigger and keep their label, so that the
-    trigger alone is not enough. all2all: images of every class get the trigger and the label of the next class
-    (the last one's is 0).
+    class `source` only; `cover_rate` images of other classes get the trigger and keep their label, so that
+    the trigger alone is not enough. all2all: images of every class get the trigger and the label of the next
+    class (the last one's is 0).
     """
 
     attack: Attack
@@ -55,8 +55,7 @@ def poison(images: Tensor, labels: Tensor, plan: Poison, *, num_classes: int,
     Raises UsageError where there are fewer images to poison than the rate asks for.
     """
     plan.check(num_classes)
-    images, labels = images.clone(), labels.clone()
-    true = labels.clone()
+    images, true, labels = images.clone(), labels, labels.clone()
     if plan.mode == "specific":
         assert plan.source is not None
         _stamp_some(images, plan.attack, true.ne(plan.source), plan.cover_rate, generator)
