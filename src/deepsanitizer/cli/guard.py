@@ -110,9 +110,9 @@ def _stop_signals() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     ours: list[int] = []
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
+    if threading.current_thread() is threading.main_thread():  # elsewhere it may not
         known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        ours = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]  # nohup sets another
+        ours = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, stop)
     try:
