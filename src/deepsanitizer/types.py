@@ -9,7 +9,7 @@ logit differences; shares and agreements are 0 to 1; ACC, ASR and RA (only in `e
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -92,7 +92,9 @@ class Compute:
 class Progress(Protocol):
     """Called now and then: a stage's name, steps done and steps in all."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take note of it."""
+        ...
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -170,9 +172,20 @@ class Trigger:
     family: str
     params: Mapping[str, Tensor]
     strength: float
-    target: int | None  # None: every source class has its own goal
-    source: int | None
+    target: int | None  # None: every source class has its own goal, in `goals`
+    source: int | None  # None: works from every class
     margin: float  # mean margin of the target over the best other class, on dummies
+    goals: tuple[int, ...] | None = None  # for all-to-all: the goal of each source class
+
+    def goals_of(self, labels: Tensor) -> Tensor:
+        """Where the trigger should send images of these classes, (N,) to (N,); -1 where it does not apply."""
+        if self.goals is not None:
+            goals = torch.tensor(self.goals, device=labels.device)[labels]
+        else:
+            goals = torch.full_like(labels, -1 if self.target is None else self.target)
+            if self.source is not None:
+                goals = torch.where(labels == self.source, goals, -1)
+        return torch.where(goals == labels, -1, goals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,12 +206,17 @@ class SignalResult:
 
     name: str
     applicable: bool
+    family: str = ""  # of the transformations searched
+    window: int = 0  # for patches: the side of the square in pixels
     reason: str = ""  # why it is not applicable, or a remark
+    kind: Kind = "all2one"  # the kind of backdoor this statistic speaks about
     per_target: list[float | None] = field(default_factory=list)
+    source: int | None = None  # of a source-specific statistic
     target: int | None = None  # the class with the highest statistic
     margin: float | None = None  # its statistic
     runner_up: float | None = None  # the next class's
     z: float | None = None  # (margin - median) / MAD over classes
+    score: float | None = None  # higher is worse; 1 is where this signal alone would accuse
     success: float | None = None  # share of dummies of other classes sent to the target
     strength: float | None = None  # of the transformation searched
     matrix: list[list[float | None]] | None = None  # source x goal margins, own-goal searches
@@ -322,12 +340,3 @@ class SanitizeReport(ScanReport):
     loss_step0: float | None  # of the paper's fine-tuning: taken literally it is close to 0
     output: str | None
     output_sha256: str | None
-
-
-class Extractor(Protocol):
-    """Images (N, C, H, W) to features (N, *feature_shape), or features to logits (N, K)."""
-
-    def __call__(self, x: Tensor, /) -> Tensor: ...
-
-
-LogitsOf = Callable[[Tensor], Tensor]

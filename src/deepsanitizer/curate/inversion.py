@@ -1,0 +1,120 @@
+"""Input-space dummies: procedural images pulled towards what the network was trained on.
+
+What: the logits of the pixels take Adam steps on cross-entropy to a class (all classes in equal numbers), on the
+distance of every batch-norm layer's batch statistics to its stored ones, and on a little total variation, under
+random shifts and flips.
+Why it works: stored batch-norm statistics are what remains of the training data in the weights. Their weight
+decides whether a trigger works on the dummies as it does on real images.
+Without batch-norm: no statistics are stored. The substitute are random changes of brightness and contrast in
+each channel at every step besides the shifts, so that a dummy must be recognisable and not one exact pattern.
+Limits: poorer without batch-norm; a class the network never predicts gets no good dummies.
+Reference: Yin et al., "Dreaming to Distill", CVPR 2020 (batch-norm matching); Ghiasi et al., "Plug-In
+Inversion", ICML 2022 (augmentation in its place).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deepsanitizer.classifier import Classifier, logits_of
+from deepsanitizer.curate.procedural import procedural
+from deepsanitizer.types import Dummies, Run
+
+
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """The batch-norm layers that store statistics."""
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+class StatisticsLoss:
+    """Records the inputs of batch-norm layers; the loss is their distance from the stored statistics."""
+
+    def __init__(self, layers: list[_BatchNorm]) -> None:
+        self.layers = layers
+        self.inputs: dict[_BatchNorm, Tensor] = {}
+        self._hooks = [layer.register_forward_hook(self._record) for layer in layers]
+
+    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, _BatchNorm)
+        self.inputs[layer] = inputs[0]
+
+    def loss(self) -> Tensor:
+        """Mean over layers of the squared normalised error of the mean and of the deviation."""
+        total = torch.zeros(())
+        for layer, x in self.inputs.items():
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            over = [0, *range(2, x.ndim)]
+            variance, mean = torch.var_mean(x.float(), over, correction=0)
+            shift = (mean - layer.running_mean) ** 2 / (layer.running_var + 1e-3)
+            ratio = (variance.clamp_min(1e-6) / (layer.running_var + 1e-6)).sqrt()
+            total = total.to(shift.device) + shift.mean() + (ratio - 1).pow(2).mean()
+        return total / max(1, len(self.inputs))
+
+    def remove(self) -> None:
+        """Take the hooks off the network again."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dummies", steps: int = 40,
+           lr: float = 0.15, batch: int = 250, statistics_weight: float = 60.0,
+           variation_weight: float = 0.2) -> Dummies:
+    """Curate `count` input-space dummies; costs `count * steps` passes.
+
+    `purpose` names the random stream: another purpose gives independent dummies.
+    """
+    generator = run.generator(purpose)
+    layers = batch_norms(classifier.network)
+    statistics = StatisticsLoss(layers)
+    device, classes = classifier.compute.device, classifier.spec.num_classes
+    wanted = (torch.arange(count) % classes)[torch.randperm(count, generator=generator)]
+    batches, done = [], 0
+    try:
+        for targets in wanted.split(batch):
+            start = procedural(len(targets), classifier.spec.shape, generator)
+            pixels = torch.logit(start.clamp(0.02, 0.98)).to(device).requires_grad_(True)
+            optimiser = torch.optim.Adam([pixels], lr=lr)
+            targets = targets.to(device)
+            for step in range(steps):
+                run.step("curating dummies", done, count * steps)
+                optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2 + 1e-3
+                image = torch.sigmoid(pixels)
+                view = _augment(image, generator, colours=not layers)
+                loss = F.cross_entropy(classifier(view), targets)
+                if layers:
+                    loss = loss + statistics_weight * statistics.loss()
+                loss = loss + variation_weight * _total_variation(image)
+                (pixels.grad,) = torch.autograd.grad(loss, [pixels])
+                optimiser.step()
+                run.meter.add(len(targets), backward=True)
+                done += len(targets)
+            batches.append(torch.sigmoid(pixels.detach()))
+    finally:
+        statistics.remove()
+    images = torch.cat(batches)
+    run.meter.add(count, backward=False)
+    how = "inversion with batch-norm matching" if layers else "inversion with augmentation (no batch-norm)"
+    return Dummies(images, logits_of(classifier, images).to(device), how)
+
+
+def _augment(image: Tensor, generator: torch.Generator, *, colours: bool) -> Tensor:
+    shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    view = torch.roll(image, shift, (2, 3))
+    if torch.rand(1, generator=generator) < 0.5:
+        view = view.flip(3)
+    if colours:
+        size = (len(view), view.shape[1], 1, 1)
+        gain = 1 + 0.3 * (2 * torch.rand(size, generator=generator) - 1)
+        offset = 0.15 * (2 * torch.rand(size, generator=generator) - 1)
+        view = ((view - 0.5) * gain.to(view.device) + 0.5 + offset.to(view.device)).clamp(0, 1)
+    return view
+
+
+def _total_variation(image: Tensor) -> Tensor:
+    vertical = (image[:, :, 1:] - image[:, :, :-1]).abs().mean() if image.shape[2] > 1 else image.sum() * 0
+    horizontal = (image[..., 1:] - image[..., :-1]).abs().mean() if image.shape[3] > 1 else image.sum() * 0
+    return vertical + horizontal

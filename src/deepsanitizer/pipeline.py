@@ -1,0 +1,335 @@
+"""The steps in order: split, curate, search, judge, repair, prove, accept or roll back, write.
+
+`scan` and `sanitize` are the public functions. The caller's model is never touched: all work is on a private copy.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from deepsanitizer import facts, loading
+from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
+from deepsanitizer.curate import curate_features, invert
+from deepsanitizer.errors import DeadlineReachedError, UsageError, WorkError
+from deepsanitizer.policy import EFFORTS, Plan, leads_for, suspect_for
+from deepsanitizer.repair import METHODS, bank, closed_form, paper, tune
+from deepsanitizer.signals import collect, plain_margin
+from deepsanitizer.split import Split, split
+from deepsanitizer.types import (
+    Dummies,
+    Effort,
+    Evidence,
+    InputSpec,
+    Loaded,
+    Outcome,
+    Progress,
+    Run,
+    SanitizeReport,
+    ScanReport,
+    SignalResult,
+    Suspect,
+    Trigger,
+    Verdict,
+    silent,
+)
+from deepsanitizer.verdict import judge
+from deepsanitizer.verify import Proof, attack, prove
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds and passes of each stage."""
+
+    run: Run
+    seconds: dict[str, float] = field(default_factory=dict)
+    passes: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage; a name used again adds up."""
+        start, before = time.monotonic(), self.run.meter.passes
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+            self.passes[name] = self.passes.get(name, 0.0) + self.run.meter.passes - before
+
+    def totals(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Both tables with a total, rounded."""
+        return tuple(  # type: ignore[return-value]
+            {**{k: round(v, 2) for k, v in table.items()}, "total": round(sum(table.values()), 2)}
+            for table in (self.seconds, self.passes))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model under examination: the private copy, the run, and what the caller asked for."""
+
+    loaded: Loaded
+    classifier: Classifier
+    parts: Split
+    run: Run
+    clock: Clock
+    plan: Plan
+    config: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a scan leaves for a repair."""
+
+    dummies: Dummies
+    verdict: Verdict
+    results: tuple[SignalResult, ...]
+    evidence: tuple[Evidence, ...]  # empty where a report was read in place of a search
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A candidate, proven or not, and how it came about."""
+
+    classifier: Classifier | None
+    proof: Proof | None
+    steps: tuple[str, ...]
+    loss_step0: float | None = None
+
+
+def scan(model: Loaded | nn.Module, *, spec: InputSpec | None = None, layer: str = "auto", device: str = "auto",
+         seed: int = 0, effort: Effort = "standard", progress: Progress = silent,
+         timeout: float | None = None) -> ScanReport:
+    """Say whether a classifier carries a backdoor, with the evidence, from the weights alone.
+
+    `model` is what `load` returned, or any nn.Module with its `spec`. `timeout` is in seconds.
+    Raises DeepSanitizerError where the model cannot be judged.
+    """
+    return scan_with_evidence(model, spec=spec, layer=layer, device=device, seed=seed, effort=effort,
+                              progress=progress, timeout=timeout)[0]
+
+
+def scan_with_evidence(model: Loaded | nn.Module, *, spec: InputSpec | None = None, layer: str = "auto",
+                       device: str = "auto", seed: int = 0, effort: Effort = "standard", progress: Progress = silent,
+                       timeout: float | None = None) -> tuple[ScanReport, tuple[Trigger, ...]]:
+    """As `scan`, with the recovered triggers of the suspects, strongest first."""
+    case = _open(model, spec, layer, device, seed, effort, progress, timeout)
+    examined = _examine(case)
+    triggers = facts.triggers_of(examined.verdict.suspects, examined.evidence)
+    report = ScanReport(**_scan_fields(case, examined, triggers, "scan"))  # type: ignore[arg-type]
+    return report, triggers
+
+
+def sanitize(model: Loaded | nn.Module, *, spec: InputSpec | None = None, output: str | Path | None = None,
+             method: str = "auto", effort: Effort = "standard", from_report: ScanReport | None = None,
+             target: int | None = None, force: bool = False, layer: str = "auto", device: str = "auto",
+             seed: int = 0, progress: Progress = silent,
+             timeout: float | None = None) -> tuple[nn.Module, SanitizeReport]:
+    """Scan a classifier, remove what was found, prove it, and return the repaired network with the report.
+
+    Accepted: the network has new weights and `output` (if given) is written. Unchanged: the model was found clean;
+    `output` is a byte-identical copy. Anything else: the network has the old weights, nothing is written.
+    `from_report` takes the accusations of an earlier scan of the same file; `target` names the class to repair;
+    `force` repairs what was found clean.
+    """
+    network, report, _ = sanitize_with_candidate(
+        model, spec=spec, output=output, method=method, effort=effort, from_report=from_report, target=target,
+        force=force, layer=layer, device=device, seed=seed, progress=progress, timeout=timeout)
+    return network, report
+
+
+def sanitize_with_candidate(
+        model: Loaded | nn.Module, *, spec: InputSpec | None = None, output: str | Path | None = None,
+        method: str = "auto", effort: Effort = "standard", from_report: ScanReport | None = None,
+        target: int | None = None, force: bool = False, layer: str = "auto", device: str = "auto", seed: int = 0,
+        progress: Progress = silent,
+        timeout: float | None = None) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
+    """As `sanitize`, with the last candidate's weights by network key, also where it was rolled back."""
+    if method not in METHODS:
+        raise UsageError(f"there is no method {method!r}", f"Choose one of {', '.join(METHODS)}.")
+    if output is not None:
+        if not isinstance(model, Loaded) or model.checkpoint is None:
+            raise UsageError("an output needs a model that was loaded from a file", "Use deepsanitizer.load.")
+        loading.check_output(model.checkpoint, output)
+    case = _open(model, spec, layer, device, seed, effort, progress, timeout)
+    case.config.update(method=method, force=force, target=target)
+    if target is not None and not 0 <= target < case.loaded.spec.num_classes:
+        raise UsageError(f"there is no class {target}", f"Choose 0 to {case.loaded.spec.num_classes - 1}.")
+    examined = _examine(case, from_report)
+    suspects = _accused(examined, target, force)
+    repaired = Repaired(None, None, ())
+    if suspects:
+        repaired = _repair(case, examined, suspects, method)
+    return _deliver(case, examined, suspects, repaired, method, output)
+
+
+def _open(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
+          progress: Progress, timeout: float | None) -> Case:
+    if effort not in EFFORTS:
+        raise UsageError(f"there is no effort {effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
+    if not isinstance(model, Loaded):
+        if spec is None:
+            raise UsageError("a bare nn.Module needs its input described", "Pass spec=InputSpec(shape, num_classes, "
+                             "mean, std).")
+        model = loading.from_module(model, spec)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    run = Run(resolve_compute(device), seed, progress, deadline)
+    clock = Clock(run)
+    with clock.stage("split"):
+        classifier = classifier_of(model.network, model.spec, run.compute)
+        parts = split(classifier, layer)
+    config: dict[str, object] = {"effort": effort, "layer": layer, "device": device, "timeout": timeout}
+    return Case(model, classifier, parts, run, clock, EFFORTS[effort], config)
+
+
+def _examine(case: Case, from_report: ScanReport | None = None) -> Examined:
+    with case.clock.stage("dummies"):
+        dummies = invert(case.classifier, case.plan.dummies, case.run)
+    if from_report is not None:
+        verdict = facts.verdict_of(from_report, case.loaded)
+        return Examined(dummies, verdict, tuple(from_report.signals), ())
+    with case.clock.stage("search"):
+        evidence = collect(case.classifier, dummies, case.run)
+    verdict = judge(evidence, dummies)
+    return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
+
+
+def _accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:
+    """What is to be repaired: the strongest suspect, the named target, or, forced, the strongest signal."""
+    if target is not None:
+        return [suspect_for(target, examined.results)]
+    if examined.verdict.name != "inconclusive" or force:
+        if examined.verdict.suspects:
+            return list(examined.verdict.suspects[:1])
+        if force:
+            usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
+            best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))
+            return [Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family,
+                            score=best.score or 0.0)]
+    return []
+
+
+def _repair(case: Case, examined: Examined, suspects: Sequence[Suspect], method: str) -> Repaired:
+    run, old, clock = case.run, case.classifier, case.clock
+    unit = plain_margin(examined.dummies)
+    steps: list[str] = []
+    best: Repaired | None = None
+    try:
+        with clock.stage("fresh dummies"):
+            fresh = invert(old, case.plan.fresh, run, purpose="fresh dummies")
+        with clock.stage("leads"):
+            leads = [lead for suspect in suspects
+                     for lead in leads_for(suspect, examined.results, case.loaded.spec.shape)]
+            leads = bank.matched(old, examined.dummies, leads, run, plain_margin=unit)
+            before = attack(old, fresh, leads, run, purpose="verify before")
+
+        def proven(candidate: Classifier, number: int) -> Proof:
+            with clock.stage("verify"):
+                facts.round_like(candidate, case.loaded.checkpoint)
+                return prove(candidate, fresh, before, run, plain_margin=unit, purpose=f"verify {number}")
+
+        if method == "paper":
+            with clock.stage("repair"):
+                features = curate_features(case.parts, run)
+                candidate, loss = paper.repair(case.parts, features, run)
+            steps.append(f"fine-tuned the head after {case.parts.layer} on {len(features.labels)} dummy features; "
+                         f"loss at step 0: {loss:.4f}")
+            return Repaired(candidate, proven(candidate, 0), tuple(steps), loss)
+        with clock.stage("repair"):
+            found = [t for group in bank.collect(old, examined.dummies, leads, run, purpose="bank") for t in group]
+            steps.append(f"searched {len(found)} transformations for the bank ({_names(found)})")
+            if method == "tune":
+                candidate = tune.repair(old, examined.dummies, found, run)
+                steps.append("tuned on pairs with the bank")
+            else:
+                candidate = closed_form.repair(old, examined.dummies, found, run)
+                steps.append("relearned every linear map in closed form")
+        best = Repaired(candidate, proven(candidate, 0), tuple(steps))
+        for number in range(1, case.plan.rounds + 1 if method == "auto" else 1):
+            assert best.proof is not None
+            if best.proof.accepted:
+                break
+            found += [t for item in best.proof.attacks for t in item.triggers]
+            with clock.stage("repair"):
+                candidate = tune.repair(old, examined.dummies, found, run, start=candidate, purpose=f"tune {number}")
+            steps.append(f"a new search still succeeded; tuned with its {len(found)} transformations")
+            best = Repaired(candidate, proven(candidate, number), tuple(steps))
+    except DeadlineReachedError:
+        # At the time limit a candidate counts only if it was proven before.
+        if best is None or best.proof is None or not best.proof.accepted:
+            raise
+    return best
+
+
+def _names(found: Sequence[Trigger]) -> str:
+    families = [t.family for t in found]
+    return ", ".join(f"{families.count(name)} {name}" for name in sorted(set(families)))
+
+
+def _deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaired: Repaired, method: str,
+             output: str | Path | None) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
+    """Write what is to be written, and say what happened."""
+    network, checkpoint = copy.deepcopy(case.loaded.network), case.loaded.checkpoint
+    proof, written, digest = repaired.proof, None, None
+    state = None if repaired.classifier is None else {
+        name: value.detach().cpu() for name, value in repaired.classifier.network.state_dict().items()}
+    outcome: Outcome
+    if proof is not None and state is not None:
+        outcome, reason = ("accepted" if proof.accepted else "rolled_back"), proof.reason
+        if proof.accepted:
+            network.load_state_dict(state)
+            if output is not None and checkpoint is not None:
+                digest = _write(case.clock, lambda: loading.save(state, checkpoint, output))
+                _check_written(loading.read_back(checkpoint, output), state)
+                written = str(output)
+    elif examined.verdict.name == "clean":
+        outcome, reason = "unchanged", "Nothing suspicious was found, so nothing was changed."
+        if output is not None and checkpoint is not None:
+            digest = _write(case.clock, lambda: loading.copy_unchanged(checkpoint, output))
+            written = str(output)
+    else:
+        outcome, reason = "unsupported", "The evidence names no goal that a remedy could be applied to."
+    triggers = facts.triggers_of(suspects, examined.evidence)
+    report = SanitizeReport(
+        **_scan_fields(case, examined, triggers, "sanitize", output),  # type: ignore[arg-type]
+        method=method, outcome=outcome, accepted=outcome == "accepted", reason=reason,
+        agreement=None if proof is None else proof.agreement,
+        comparisons=[] if proof is None else list(proof.comparisons),
+        changes=[] if state is None else facts.changes(case.classifier.network.state_dict(), state),
+        steps=list(repaired.steps), loss_step0=repaired.loss_step0, output=written, output_sha256=digest)
+    return network, report, state
+
+
+def _write(clock: Clock, action: Callable[[], T]) -> T:
+    with clock.stage("write"):
+        return action()
+
+
+def _check_written(stored: dict[str, Tensor], proven: dict[str, Tensor]) -> None:
+    """What is verified is the saved file: it must hold exactly the weights that were proven."""
+    for name, value in stored.items():
+        if not value.equal(proven[name].to(value.dtype)):
+            raise WorkError(f"the written file differs from the verified weights in {name}",
+                            "Do not use the output; this is a bug, please report it.")
+
+
+def _scan_fields(case: Case, examined: Examined, triggers: Sequence[Trigger], command: str,
+                 output: str | Path | None = None) -> dict[str, object]:
+    seconds, passes = case.clock.totals()
+    verdict = examined.verdict
+    return {
+        "model": facts.model_facts(case.loaded, case.classifier), "verdict": verdict.name,
+        "calibrated": verdict.calibrated, "score": verdict.score, "threshold": verdict.threshold,
+        "explanation": verdict.explanation, "suspects": facts.located(verdict.suspects, triggers, examined.dummies), "signals": list(examined.results),
+        "inspection_layer": case.parts.layer, "versions": facts.versions(), "config": dict(case.config),
+        "seed": case.run.seed, "device": facts.device_name(case.run.compute), "seconds": seconds, "passes": passes,
+        "input_sha256": None if case.loaded.checkpoint is None else case.loaded.checkpoint.sha256,
+        "limits": facts.limits(examined.dummies, verdict),
+        "reproduce": facts.command_line(command, case.loaded, case.config, case.run.seed, output),
+        "pictures": facts.pictures(triggers, examined.dummies, case.loaded.spec),
+    }

@@ -1,0 +1,75 @@
+"""What to do about a verdict: which leads to follow, in which order, how long. One setting for all models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from deepsanitizer.repair.bank import Lead, lead_of
+from deepsanitizer.signals import windows_for
+from deepsanitizer.types import Effort, SignalResult, Suspect
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much work an effort allows: dummies, fresh dummies for verification, rounds of tuning."""
+
+    dummies: int
+    fresh: int
+    rounds: int
+
+
+EFFORTS: dict[Effort, Plan] = {
+    "fast": Plan(dummies=600, fresh=250, rounds=1),
+    "standard": Plan(dummies=1000, fresh=500, rounds=3),
+    "thorough": Plan(dummies=3000, fresh=1000, rounds=6),
+}
+
+
+def leads_for(suspect: Suspect, results: Sequence[SignalResult], shape: tuple[int, int, int], *,
+              share: float = 0.4, limit_share: float = 0.5, most: int = 4) -> list[Lead]:
+    """The signals that accuse the suspect's goal, strongest first, with at least `share` of its score.
+
+    Families are chosen by their lead over other classes, not by margin: a family whose natural patterns succeed
+    too would bring those into the bank. A family is left out where the other classes reach more than
+    `limit_share` of the target's margin, unless it is the strongest. Where no signal accuses it (a user named
+    it), the signal in which its margin is furthest above the median class is followed.
+    """
+    key = (suspect.kind, suspect.source, suspect.target)
+    mine = [r for r in results if _usable(r) and (r.kind, r.source, r.target) == key]
+    mine.sort(key=lambda r: -(r.score or 0))
+    if not mine:
+        assert suspect.target is not None
+        mine = [_named(suspect.target, results)]
+    strides = dict(windows_for(shape))
+    leads: list[Lead] = []
+    for result in mine[:most]:
+        weak = (result.score or 0) < share * (mine[0].score or 0)
+        natural = max(result.runner_up or 0, 0) > limit_share * (result.margin or 0)
+        if result is mine[0] or not (weak or natural):
+            leads.append(lead_of(result, strides.get(result.window, 1)))
+    return leads
+
+
+def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:
+    """The accusation to follow when a user names the target: the strongest signal that accuses it, or else the one
+    in which its margin is furthest above the median class.
+    """
+    accusing = [r for r in results if _usable(r) and r.target == target]
+    best = max(accusing, key=lambda r: r.score or 0.0) if accusing else _named(target, results)
+    return Suspect(kind=best.kind, source=best.source, target=target, family=best.family, score=best.score or 0.0)
+
+
+def _usable(result: SignalResult) -> bool:
+    return result.applicable and bool(result.family) and result.margin is not None
+
+
+def _named(target: int, results: Sequence[SignalResult]) -> SignalResult:
+    """The all-to-one signal that says most about a class, told for that class."""
+    def lead(result: SignalResult) -> float:
+        known = sorted(value for value in result.per_target if value is not None)
+        value = result.per_target[target]
+        return float("-inf") if value is None else value - known[len(known) // 2]
+
+    best = max((r for r in results if _usable(r) and r.kind == "all2one"), key=lead)
+    margin = best.per_target[target]
+    others = [v for k, v in enumerate(best.per_target) if k != target and v is not None]
+    return replace(best, target=target, margin=margin, runner_up=max(others, default=0.0), score=0.0)

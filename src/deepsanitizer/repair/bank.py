@@ -1,0 +1,94 @@
+"""The bank: the transformations that a repair unlearns, searched anew for each accusation.
+
+What: for an image family, restarts for the target at two strengths in one batch, of which the strongest are kept;
+for patches, the search by place at the window size that accused.
+Why it works: one search may meet a natural pattern, the strongest of several meets the trigger. A pattern far
+stronger than the trigger would swamp the least squares, so the strength is first lowered until the margin is no
+more than `most_plain_margins` times the network's own plain margin.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from deepsanitizer.classifier import Classifier
+from deepsanitizer.search import column_means, own_goals, places, triggers_at, universal
+from deepsanitizer.triggers import FAMILIES
+from deepsanitizer.types import Dummies, Kind, Run, SignalResult, Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """One accusation to follow: a family (for patches with window and stride), the kind, its classes.
+
+    `limit` is the margin that other classes reach: below it the target is as hard to reach as they are.
+    """
+
+    family: str
+    kind: Kind
+    source: int | None
+    target: int | None
+    limit: float
+    window: int = 0
+    stride: int = 0
+    strength: float = 0.0  # of an image family, matched to the network
+
+
+def match_strength(classifier: Classifier, dummies: Dummies, family: str, target: int, run: Run, *,
+                   plain_margin: float, most_plain_margins: float = 15.0,
+                   ladder: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125), steps: int = 20) -> float:
+    """The largest rung of the ladder whose pattern is not absurdly strong, in the family's units."""
+    strengths = torch.tensor(ladder) * FAMILIES[family].strength
+    found = universal(classifier, dummies, family, [target] * len(ladder), run, steps=steps, strengths=strengths,
+                      purpose=f"strength {family} {target}", score_on=64)
+    fit = found.margin <= most_plain_margins * plain_margin
+    return strengths[int(fit.int().argmax()) if fit.any() else -1].item()
+
+
+def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, purpose: str,
+           shares: tuple[float, ...] = (1.0, 0.6), restarts: int = 3, keep: float = 0.7) -> tuple[Trigger, ...]:
+    """Search what one lead says on this classifier; the strongest first, at least one."""
+    if lead.family != "place":
+        assert lead.target is not None
+        groups = [share for share in shares for _ in range(restarts)]
+        found = universal(classifier, dummies, lead.family, [lead.target] * len(groups), run,
+                          strengths=torch.tensor(groups) * lead.strength, source=lead.source,
+                          purpose=f"{purpose} {lead.family} {lead.target}")
+        kept: list[int] = []
+        for rung in range(len(shares)):
+            margins = found.margin[rung * restarts:(rung + 1) * restarts]
+            floor = margins.max() - (1 - keep) * margins.max().abs()  # also right where nothing succeeds
+            kept += [rung * restarts + i for i in range(restarts) if margins[i] >= floor]
+        kept.sort(key=lambda i: -found.margin[i].item())
+        return tuple(Trigger(lead.family, found.take(i), found.strength[i].item(), lead.target, lead.source,
+                             found.margin[i].item()) for i in kept)
+    where = places(classifier, dummies, run, purpose=f"{purpose} place {lead.window}", window=lead.window,
+                   stride=lead.stride)
+    if lead.kind == "all2all":
+        mean, goals = own_goals(where.cells)
+        return triggers_at(where, mean, target=None, source=None, goals=goals)
+    assert lead.target is not None
+    values = column_means(where.cells)[:, lead.target] if lead.source is None else (
+        where.cells[:, lead.source, lead.target])
+    return triggers_at(where, values, target=lead.target, source=lead.source)
+
+
+def collect(classifier: Classifier, dummies: Dummies, leads: Sequence[Lead], run: Run, *,
+            purpose: str) -> tuple[tuple[Trigger, ...], ...]:
+    """`follow` for every lead, in order."""
+    return tuple(follow(classifier, dummies, lead, run, purpose=purpose) for lead in leads)
+
+
+def lead_of(result: SignalResult, stride: int = 0) -> Lead:
+    """The lead that a signal gives; an image family's strength is its own until it is matched."""
+    return Lead(result.family, result.kind, result.source, result.target, max(result.runner_up or 0.0, 0.0),
+                result.window, stride, FAMILIES[result.family].strength)
+
+
+def matched(classifier: Classifier, dummies: Dummies, leads: Sequence[Lead], run: Run, *,
+            plain_margin: float) -> list[Lead]:
+    """The leads with strengths that fit the network; patches keep theirs."""
+    return [lead if lead.family == "place" or lead.target is None else
+            replace(lead, strength=match_strength(classifier, dummies, lead.family, lead.target, run,
+                                                  plain_margin=plain_margin)) for lead in leads]

@@ -1,0 +1,13 @@
+"""Searches for universal, label-changing transformations: by family and class, and by place.
+
+A trigger is a universal transformation of small strength that changes labels. At generous strength, with an
+uncapped margin, the backdoor's class runs away from the others; so the other classes are the null distribution.
+
+Margins are logit differences between a class and the best other one, averaged over dummies of other classes.
+Many transformations (classes, restarts or places) are searched in one batch: they do not interact.
+"""
+
+from deepsanitizer.search.places import Places, column_means, own_goals, places, triggers_at
+from deepsanitizer.search.universal import Found, universal
+
+__all__ = ["Found", "Places", "column_means", "own_goals", "places", "triggers_at", "universal"]

@@ -1,0 +1,97 @@
+"""The search by place: every window of the image, every image its own goal, all kinds of local trigger at once.
+
+What: from the source x goal margins at each place come three statistics. All-to-one: the best class's mean margin
+against the best of any other class anywhere. All-to-all: the mean over sources of their best goal where the goals
+differ from each other. Source-specific: one cell (source, goal) against the best other cell anywhere.
+Why it works: a small patch cannot do that without a backdoor; the other places are the null distribution.
+Limits: only square windows of the sizes searched; windows of a third of the image and more reach natural evidence.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from deepsanitizer.classifier import Classifier
+from deepsanitizer.search import Places, column_means, own_goals, places, triggers_at
+from deepsanitizer.signals.universal import plain_margin
+from deepsanitizer.stats import robust_z, top_two
+from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
+
+
+def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
+           accuse_at: tuple[float, float, float] = (1.0, 0.3, 0.5)) -> tuple[Evidence, ...]:
+    """One window size: evidence for all-to-one, all-to-all and source-specific, in this order.
+
+    `accuse_at` are the plain margins by which each of them must lead for a score of 1.
+    """
+    before = run.meter.passes
+    found = places(classifier, dummies, run, purpose=f"{purpose} place {window}", window=window, stride=stride)
+    passes, unit = run.meter.passes - before, plain_margin(dummies)
+    one = _all2one(found, unit * accuse_at[0], passes)
+    return one, _all2all(found, unit * accuse_at[1]), _specific(found, unit * accuse_at[2])
+
+
+def _all2one(found: Places, unit: float, passes: float) -> Evidence:
+    columns = column_means(found.cells)
+    values = columns.max(0).values.tolist()
+    target, margin, runner_up = top_two(values)
+    place = int(columns[:, target].argmax())
+    reached = found.cells[place, :, target]
+    success = (reached[reached.isfinite()] > 0).float().mean().item()
+    result = SignalResult(
+        name=f"place {found.window}", applicable=True, per_target=list(values), target=target, margin=margin,
+        threshold=max(runner_up, 0.0) + unit, runner_up=runner_up, z=robust_z(columns[:, target].tolist()), success=success,
+        score=min(margin, margin - max(runner_up, 0.0)) / unit, family="place", window=found.window,
+        matrix=_matrix(found.cells[place]), passes=passes)
+    return Evidence(result, triggers_at(found, columns[:, target], target=target, source=None))
+
+
+def _all2all(found: Places, unit: float) -> Evidence:
+    mean, goals = own_goals(found.cells)
+    classes = found.cells.shape[1]
+    distinct = torch.tensor([len(set(row) - {-1}) for row in goals.tolist()])
+    met = (goals >= 0).sum(1)
+    # Where most sources share a goal it is all-to-one, or natural; a patch that permutes the classes is neither.
+    permutes = (distinct >= 0.6 * met) & (met >= min(3, classes))
+    value = torch.where(permutes, mean, torch.full_like(mean, float("-inf")))
+    place = int(value.argmax())
+    if not permutes.any():
+        reason = "no place sends different classes to different goals"
+        return Evidence(SignalResult(name=f"own goals {found.window}", kind="all2all", applicable=True, reason=reason,
+                                     score=0.0, family="place", window=found.window))
+    margin = value[place].item()
+    null = mean[mean.argsort()[: max(1, len(mean) // 2)]].max().item()
+    cells = found.cells[place].max(1).values
+    result = SignalResult(
+        name=f"own goals {found.window}", kind="all2all", applicable=True, margin=margin, runner_up=null,
+        z=robust_z(mean.tolist()), success=(cells[cells.isfinite()] > 0).float().mean().item(),
+        score=min(margin, margin - max(null, 0.0)) / unit, family="place", window=found.window,
+        matrix=_matrix(found.cells[place]))
+    return Evidence(result, triggers_at(found, value, target=None, source=None, goals=goals))
+
+
+def _specific(found: Places, unit: float) -> Evidence:
+    classes = found.cells.shape[1]
+    best, where = found.cells.max(0)  # over places
+    cell, margin, runner_up = top_two(best.flatten().tolist())
+    source, target = divmod(cell, classes)
+    place = int(where[source, target])
+    # A column in which other sources are carried along is all-to-one, told by that statistic.
+    column = found.cells[place, :, target]
+    others = column[column.isfinite() & (torch.arange(classes) != source)]
+    carried = (others > 0).float().mean().item() if len(others) else 1.0
+    lead = min(margin, margin - max(runner_up, 0.0)) / unit
+    result = SignalResult(
+        name=f"pairs {found.window}", kind="specific", applicable=True, source=source, target=target, margin=margin,
+        runner_up=runner_up, success=carried, score=lead if carried < 0.5 else 0.0, family="place", window=found.window,
+        reason="" if carried < 0.5 else "other sources are carried along: see all-to-one",
+        matrix=_matrix(found.cells[place]))
+    return Evidence(result, triggers_at(found, found.cells[:, source, target], target=target, source=source))
+
+
+def _matrix(cells: Tensor, most: int = 50) -> list[list[float | None]] | None:
+    """Cells as rows of numbers for the report; none above `most` classes."""
+    if len(cells) > most:
+        return None
+    return [[round(value, 3) if math.isfinite(value) else None for value in row] for row in cells.tolist()]

@@ -1,0 +1,56 @@
+"""Margins of universal transformations: does one class run away from the others?
+
+What: for each family, one transformation per class is searched at generous strength with an uncapped margin.
+Why it works: natural universal patterns push all classes about equally far; a trigger pushes its target much
+further. The other classes are the null distribution, the network's own plain margin is the unit.
+Limits: blind to triggers of no family searched, and to several targets at once. A family whose patterns push all
+classes far says little. Not calibrated.
+"""
+
+from deepsanitizer.classifier import Classifier
+from deepsanitizer.search import universal
+from deepsanitizer.stats import robust_z, top_two
+from deepsanitizer.triggers import FAMILIES
+from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
+
+
+def plain_margin(dummies: Dummies) -> float:
+    """Median margin of the predicted class on untouched dummies: the unit of all margins, at least 1."""
+    top = dummies.logits.topk(2, 1).values
+    return max(1.0, (top[:, 0] - top[:, 1]).median().item())
+
+
+def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, purpose: str = "scan", steps: int = 40,
+           batch: int = 32, all_classes_up_to: int = 12, short: tuple[int, int] = (12, 12), finalists: int = 8,
+           accuse_at: float = 1.0) -> Evidence:
+    """One family, all classes side by side.
+
+    Above `all_classes_up_to` classes a `short` search (steps, images) ranks them all and the best `finalists` are
+    searched in full; the others keep their short margins. The score is the target's lead over the next class (or
+    over zero), in plain margins, over `accuse_at`.
+    """
+    before = run.meter.passes
+    classes = list(range(classifier.spec.num_classes))
+    per_target: list[float | None] = [None] * len(classes)
+    if len(classes) > all_classes_up_to:
+        ranked = universal(classifier, dummies, family, classes, run, purpose=f"{purpose} {family} short",
+                           steps=short[0], batch=short[1], score_on=32)
+        per_target = [float(value) for value in ranked.margin]
+        classes = ranked.margin.topk(finalists).indices.tolist()
+    found = universal(classifier, dummies, family, classes, run, purpose=f"{purpose} {family}", steps=steps,
+                      batch=batch)
+    for index, target in enumerate(classes):
+        per_target[target] = found.margin[index].item()
+    margins = found.margin.tolist()
+    best, margin, runner_up = top_two(margins)
+    unit = accuse_at * plain_margin(dummies)
+    result = SignalResult(
+        name=family, applicable=True, family=family, per_target=per_target, target=classes[best], margin=margin,
+        runner_up=runner_up, z=robust_z(margins), score=min(margin, margin - max(runner_up, 0.0)) / unit,
+        threshold=max(runner_up, 0.0) + unit, success=found.success[best].item(),
+        strength=FAMILIES[family].strength, passes=run.meter.passes - before)
+    order = found.margin.argsort(descending=True)[:3].tolist()
+    triggers = tuple(Trigger(family, found.take(i), found.strength[i].item(), classes[i], None, margins[i])
+                     for i in order)
+    return Evidence(result, triggers)
+

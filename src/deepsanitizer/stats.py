@@ -1,0 +1,18 @@
+"""Robust statistics of per-class evidence. Plain floats in, plain floats out."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def robust_z(values: Sequence[float], *, least_spread: float = 1.0) -> float:
+    """How far the largest value is above the median, in median absolute deviations (at least `least_spread`)."""
+    middle = statistics.median(values)
+    spread = statistics.median(abs(value - middle) for value in values)
+    return (max(values) - middle) / max(spread, least_spread)
+
+
+def top_two(values: Sequence[float]) -> tuple[int, float, float]:
+    """Index and value of the largest, and the second largest value (minus infinity for a single one)."""
+    order = sorted(range(len(values)), key=lambda index: values[index], reverse=True)
+    second = values[order[1]] if len(order) > 1 else float("-inf")
+    return order[0], values[order[0]], second
