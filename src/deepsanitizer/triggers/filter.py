@@ -28,6 +28,7 @@ def apply(params: Params, images: Tensor, strength: Tensor) -> Tensor:
     eye = torch.eye(channels, device=images.device)
     matrix = eye + 2 * strength.view(-1, 1, 1) * torch.tanh(params["matrix"])
     light = F.interpolate(torch.tanh(params["field"]), size=images.shape[-2:], mode="bicubic", align_corners=False)
+    light = light.clamp(-1, 1)  # bicubic enlargement overshoots
     changed = torch.einsum("gij,bjhw->gbihw", matrix, images - 0.5) + 0.5
     return (changed + bound * (torch.tanh(params["offset"])[:, None] + light[:, None])).clamp(0, 1)
 

@@ -44,7 +44,7 @@ def pattern(params: Params, shape: Shape, strength: float) -> Tensor:
 def _grid(flow: Tensor, strength: Tensor, height: int, width: int) -> Tensor:
     """Sampling grid (G, H, W, 2); in grid units the image is 2 wide, so pixels of a 32-pixel image are 1/16."""
     smooth = F.interpolate(torch.tanh(flow), size=(height, width), mode="bicubic", align_corners=False)
-    moved = smooth * strength.view(-1, 1, 1, 1) / 16
+    moved = smooth.clamp(-1, 1) * strength.view(-1, 1, 1, 1) / 16  # bicubic enlargement overshoots
     vertical, horizontal = (torch.linspace(-1, 1, size, device=flow.device) for size in (height, width))
     rows, columns = torch.meshgrid(vertical, horizontal, indexing="ij")
     return torch.stack((columns, rows), -1)[None] + moved.permute(0, 2, 3, 1)
