@@ -38,6 +38,10 @@ def load_trigger(path: str | Path) -> Trigger:
         raise not_one from error
     if metadata.get("format") != FORMAT:
         raise not_one
-    facts = json.loads(metadata["trigger"])
-    goals = tuple(facts["goals"]) if facts["goals"] is not None else None
-    return Trigger(facts["family"], params, facts["strength"], facts["target"], facts["source"], facts["margin"], goals)
+    try:
+        facts = json.loads(metadata["trigger"])
+        goals = tuple(facts["goals"]) if facts["goals"] is not None else None
+        return Trigger(facts["family"], params, facts["strength"], facts["target"], facts["source"], facts["margin"],
+                       goals)
+    except (KeyError, TypeError, ValueError) as error:
+        raise not_one from error
