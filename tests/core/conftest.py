@@ -1,0 +1,49 @@
+"""Planted networks and dummies for them, once in each test process; weights are shared between processes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.planted import CPU, Attack, Planted, plant
+
+from deepsanitizer.curate import invert
+from deepsanitizer.types import Dummies, Run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and test processes run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Attack], Planted]:
+    """The planted network of an attack."""
+    base = tmp_path_factory.getbasetemp()
+    parallel = base.name.startswith("popen-")  # a worker of pytest-xdist: the folder above belongs to all of them
+    folder: Path = (base.parent if parallel else base) / "planted"
+    known: dict[Attack, Planted] = {}
+
+    def get(attack: Attack) -> Planted:
+        if attack not in known:
+            known[attack] = plant(attack, folder)
+        return known[attack]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def dummies_for(planted: Callable[[Attack], Planted]) -> Callable[[Attack], Dummies]:
+    """Input-space dummies of a planted network."""
+    known: dict[Attack, Dummies] = {}
+
+    def get(attack: Attack) -> Dummies:
+        if attack not in known:
+            known[attack] = invert(planted(attack).classifier(), 240, Run(CPU, 0), steps=30)
+        return known[attack]
+
+    return get
