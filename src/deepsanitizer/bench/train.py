@@ -98,7 +98,7 @@ def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec
                 x = augment(images[rows], pad=pad, flip=flip, generator=generator).float() / 255
                 loss = F.cross_entropy(model(x), labels[rows].to(compute.device))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
                 total += loss.item()
