@@ -66,7 +66,8 @@ def universal(classifier: Classifier, dummies: Dummies, family: str, classes: li
         optimiser.step()
         run.meter.add(len(classes) * len(chosen), backward=True)
     final = {name: value.detach() for name, value in params.items()}
-    margin, success = score(classifier, (images[:score_on], labels[:score_on]), kind, final, strength, goal, run)
+    margin, success = score(classifier, (images[:score_on], labels[:score_on]), kind, final, strength, goal, run,
+                            images_at_once=images_at_once)
     return Found(family, final, strength, margin, success)
 
 
@@ -75,10 +76,14 @@ def score(classifier: Classifier, dummies: tuple[Tensor, Tensor], kind: Family, 
           strength: Tensor, goal: Tensor, run: Run, *, images_at_once: int = 640) -> tuple[Tensor, Tensor]:
     """Mean margins and success shares (G,) of transformations on (images, labels) of other classes, on the CPU."""
     images, labels = dummies
-    per = max(1, images_at_once // len(goal))
-    parts = [_margins(classifier, kind.apply(params, some, strength), goal) for some in images.split(per)]
+    rows = []
+    for groups in torch.arange(len(goal)).split(images_at_once):
+        span = slice(int(groups[0]), int(groups[-1]) + 1)
+        some = {name: value[span] for name, value in params.items()}
+        rows.append(torch.cat([_margins(classifier, kind.apply(some, part, strength[span]), goal[span])
+                               for part in images.split(max(1, images_at_once // len(groups)))], 1))
     run.meter.add(len(goal) * len(images), backward=False)
-    margin, others = torch.cat(parts, 1), (labels[None] != goal[:, None]).float()
+    margin, others = torch.cat(rows), (labels[None] != goal[:, None]).float()
     count = others.sum(1).clamp_min(1)
     return ((margin * others).sum(1) / count).cpu(), (((margin > 0) * others).sum(1) / count).cpu()
 
