@@ -1,0 +1,169 @@
+"""Searches: margins, what is found on planted networks, seeds, cost, and how many images go at once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from helpers.planted import CLASSES, CPU, PATCH, SPEC, TARGET, Attack, Planted, blend_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from deepsanitizer.classifier import Classifier
+from deepsanitizer.search import Found, column_means, own_goals, places, triggers_at, universal
+from deepsanitizer.search.places import Places, margins_of_all
+from deepsanitizer.search.universal import margin_to
+from deepsanitizer.triggers import FAMILIES
+from deepsanitizer.types import Dummies, Run
+
+PlantedOf, DummiesOf = Callable[[Attack], Planted], Callable[[Attack], Dummies]
+
+
+@contextmanager
+def largest_batch(classifier: Classifier) -> Iterator[list[int]]:
+    """The sizes of all batches that the network is given inside."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+
+    hook = classifier.network.register_forward_pre_hook(note)
+    try:
+        yield sizes
+    finally:
+        hook.remove()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 6), classes=st.integers(2, 9), seed=st.integers(0, 10_000), ties=st.booleans())
+def test_margins_are_over_the_best_other_class(rows: int, classes: int, seed: int, ties: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(2, rows, classes, generator=generator)
+    logits = logits.round() if ties else logits
+    every = margins_of_all(logits)
+    goals = torch.randint(classes, (2,), generator=generator)
+    to_goal = margin_to(logits, goals)
+    for group in range(2):
+        for row in range(rows):
+            values = logits[group, row].tolist()
+            naive = [value - max(values[:k] + values[k + 1:]) for k, value in enumerate(values)]
+            assert every[group, row].tolist() == pytest.approx(naive, abs=1e-5)
+            assert to_goal[group, row].item() == pytest.approx(naive[int(goals[group])], abs=1e-5)
+
+
+def blend_search(planted: PlantedOf, dummies_for: DummiesOf, seed: int = 0, purpose: str = "test",
+                 images_at_once: int = 640, run: Run | None = None, steps: int = 20) -> Found:
+    return universal(planted("blend").classifier(), dummies_for("blend"), "blend", list(range(CLASSES)),
+                     run or Run(CPU, seed), purpose=purpose, images_at_once=images_at_once, steps=steps, batch=16)
+
+
+def test_the_planted_blend_runs_away(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    found = blend_search(planted, dummies_for)
+    assert found.margin.argmax() == TARGET
+    others = [margin for k, margin in enumerate(found.margin.tolist()) if k != TARGET]
+    assert found.margin[TARGET] > max(others) + 1
+    assert found.success[TARGET] > 0.9
+    assert ((found.success >= 0) & (found.success <= 1)).all()
+    assert (found.strength == FAMILIES["blend"].strength).all()
+    # The picture resembles the one that was planted.
+    picture = torch.sigmoid(found.take(TARGET)["picture"][0])
+    both = torch.stack([picture.flatten(), blend_picture().flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.3
+
+
+def test_a_search_repeats_with_its_seed_and_purpose(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    first = blend_search(planted, dummies_for)
+    again = blend_search(planted, dummies_for)
+    assert first.margin.equal(again.margin)
+    assert first.params["picture"].equal(again.params["picture"])
+    for other in (blend_search(planted, dummies_for, seed=1), blend_search(planted, dummies_for, purpose="else")):
+        assert not first.params["picture"].equal(other.params["picture"])
+
+
+def test_small_batches_give_the_same_search(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    """To float noise: the order of sums differs between batch sizes, and Adam is fed with it."""
+    whole = blend_search(planted, dummies_for, steps=6)
+    parts = blend_search(planted, dummies_for, steps=6, images_at_once=32)
+    torch.testing.assert_close(parts.margin, whole.margin, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("at_once", [16, 48, 640])
+def test_no_more_images_go_at_once_than_allowed(planted: PlantedOf, dummies_for: DummiesOf, at_once: int) -> None:
+    classifier, dummies = planted("none").classifier(), dummies_for("none")
+    with largest_batch(classifier) as sizes:
+        universal(classifier, dummies, "add", list(range(CLASSES)) * 4, Run(CPU), purpose="test", steps=2, batch=16,
+                  images_at_once=at_once)
+    assert max(sizes) <= at_once
+    if at_once >= 160:  # a place is scored on up to 160 dummies
+        with largest_batch(classifier) as sizes:
+            places(classifier, dummies, Run(CPU), purpose="test", window=4, stride=2, first=(1, 10), second=(1, 20),
+                   images_at_once=at_once)
+        assert max(sizes) <= at_once
+
+
+def test_what_a_search_costs_is_counted(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    run = Run(CPU)
+    blend_search(planted, dummies_for, run=run, steps=5)
+    assert run.meter.passes == pytest.approx(CLASSES * 16 * 5 + CLASSES * 96 / 3)
+
+
+def test_one_source_class_can_be_searched(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    found = universal(planted("patch").classifier(), dummies_for("patch"), "add", [TARGET, TARGET], Run(CPU),
+                      purpose="test", steps=15, batch=16, source=0, strengths=torch.tensor([0.12, 0.06]))
+    assert found.margin.shape == found.success.shape == (2,)
+    assert found.strength.tolist() == pytest.approx([0.12, 0.06])
+    assert found.margin[0] > found.margin[1]  # twice the strength reaches further
+
+
+def place_search(planted: PlantedOf, dummies_for: DummiesOf, seed: int = 0) -> Places:
+    return places(planted("patch").classifier(), dummies_for("patch"), Run(CPU, seed), purpose="test", window=5,
+                  stride=2, first=(8, 10), second=(14, 20), keep=8)
+
+
+def test_the_planted_patch_is_found_in_its_place(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    found = place_search(planted, dummies_for)
+    assert found.window == 5
+    assert len(found.cells) == len(found.params["corner"]) == 25  # corners 0, 2, 4, 6, 7 down and along
+    assert found.kept.sum() == 8
+    assert found.cells.shape == (25, CLASSES, CLASSES)
+    own = torch.eye(CLASSES, dtype=torch.bool)
+    assert (found.cells[:, own] == float("-inf")).all()
+    met = torch.isin(torch.arange(CLASSES), dummies_for("patch").labels)
+    assert found.cells[:, met][:, ~own[met]].isfinite().all()
+    means = column_means(found.cells)
+    assert means.max(0).values.argmax() == TARGET
+    trigger = triggers_at(found, means[:, TARGET], target=TARGET, source=None)[0]
+    down, right = trigger.params["corner"][0].tolist()
+    assert abs(down - PATCH[0]) < 4, (down, right)  # the windows overlap
+    assert abs(right - PATCH[1]) < 4, (down, right)
+
+
+def test_a_search_by_place_repeats_with_its_seed(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    first, again, other = (place_search(planted, dummies_for, seed) for seed in (0, 0, 1))
+    assert first.cells.equal(again.cells)
+    assert not first.cells.equal(other.cells)
+
+
+def test_the_best_goal_of_each_source() -> None:
+    """Two places, three classes; class 1 was not met."""
+    never = float("-inf")
+    cells = torch.tensor([[[never, 2.0, 1.0], [never] * 3, [4.0, 3.0, never]],
+                          [[never, 0.0, 9.0], [never] * 3, [1.0, 0.0, never]]])
+    mean, goals = own_goals(cells)
+    assert mean.tolist() == [3.0, 5.0]
+    assert goals.tolist() == [[1, -1, 0], [2, -1, 0]]
+    assert column_means(cells).tolist() == [[4.0, 2.5, 1.0], [1.0, 0.0, 9.0]]
+
+
+def test_triggers_are_the_places_near_the_best_that_were_searched_to_the_end() -> None:
+    params = {"picture": torch.zeros(5, 3, 4, 4), "corner": torch.arange(10).view(5, 2)}
+    kept = torch.tensor([True, True, False, True, True])
+    found = Places(4, params, torch.zeros(5, 3, 3), kept)
+    values = torch.tensor([3.0, 10.0, 9.0, 6.0, 4.0])
+    some = triggers_at(found, values, target=2, source=None, share=0.5)
+    assert [trigger.margin for trigger in some] == [10.0, 6.0]
+    assert [trigger.params["corner"].tolist() for trigger in some] == [[[2, 3]], [[6, 7]]]
+    assert len(triggers_at(found, values, target=2, source=None, most=1)) == 1
+    weak = triggers_at(found, values - 20, target=None, source=None, goals=torch.arange(15).view(5, 3))
+    assert [(trigger.margin, trigger.goals) for trigger in weak] == [(-10.0, (3, 4, 5))]  # at least one
