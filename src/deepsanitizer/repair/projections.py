@@ -90,6 +90,8 @@ def projections(network: nn.Module) -> Iterator[list[Projection]]:
     found: list[Projection] = []
     opened: list[nn.MultiheadAttention] = []
     inside: set[nn.Module] = set()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused encoder layer calls none of its modules
     try:
         for name, module in list(network.named_modules()):
             if module in inside:
@@ -106,6 +108,7 @@ def projections(network: nn.Module) -> Iterator[list[Projection]]:
                 found.append(Projection(name, module, module.weight, module.bias))
         yield found
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for attention in opened:
             del attention.__dict__["forward"]
 
