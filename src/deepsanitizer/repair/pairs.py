@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.triggers import vary_trigger
 from deepsanitizer.types import Dummies, Trigger
 
@@ -33,7 +34,8 @@ def make_pairs(dummies: Dummies, bank: Sequence[Trigger], generator: torch.Gener
     """`count` pairs, the bank's triggers in random turn, each on `chunk` dummies of classes to which it applies.
 
     Half of the dummies are shifted and flipped where `augmented`; triggers are replaced by neighbours of
-    themselves where `varied`, always at random strengths from `weakest` up.
+    themselves where `varied`, always at random strengths from `weakest` up. Raises CannotJudgeError where no
+    dummy is of a class that a trigger applies to.
     """
     assert bank
     labels, plain, changed, goals = dummies.labels, [], [], []
@@ -58,6 +60,6 @@ def make_pairs(dummies: Dummies, bank: Sequence[Trigger], generator: torch.Gener
         goals.append(goal[chosen])
         made += size
     if not plain:
-        empty = dummies.images[:0]
-        return Pairs(empty, empty, labels[:0])
+        raise CannotJudgeError("no dummy is of a class that the accused transformation applies to",
+                               "The network answers nothing else: name another class with --target.")
     return Pairs(torch.cat(plain), torch.cat(changed), torch.cat(goals))
