@@ -1,0 +1,227 @@
+"""Remedies on planted networks: the trigger goes, accuracy stays, the original is left alone."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers.planted import CLASSES, CPU, PATCH, SPEC, TARGET, Attack, Planted, accuracy, patched
+from torch import Tensor, nn
+
+from deepsanitizer.classifier import Classifier, classifier_of, logits_of
+from deepsanitizer.curate import curate_features
+from deepsanitizer.errors import CannotJudgeError
+from deepsanitizer.repair import closed_form, paper, tune
+from deepsanitizer.repair.bank import Lead, collect, matched
+from deepsanitizer.repair.pairs import augment, make_pairs
+from deepsanitizer.split import split
+from deepsanitizer.triggers import FAMILIES
+from deepsanitizer.types import Dummies, InputSpec, Run, Trigger
+
+PlantedOf, DummiesOf = Callable[[Attack], Planted], Callable[[Attack], Dummies]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def true_patch() -> Trigger:
+    """The planted patch itself, as a search by place would have to find it."""
+    picture = patched(torch.zeros(1, *SPEC.shape))[:, :, PATCH[0]:PATCH[0] + 3, PATCH[1]:PATCH[1] + 3]
+    params = {"picture": torch.logit(picture.clamp(0.01, 0.99)), "corner": torch.tensor([PATCH])}
+    return Trigger("place", params, 1.0, TARGET, None, 10.0)
+
+
+def nothing() -> Trigger:
+    """A transformation that changes nothing."""
+    return Trigger("filter", {name: torch.zeros_like(value) for name, value in FAMILIES["filter"].init(
+        1, SPEC.shape, rng()).items()}, 0.15, TARGET, None, 0.0)
+
+
+def state_of(classifier: Classifier) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in classifier.network.state_dict().items()}
+
+
+REMEDIES: dict[str, Callable[[Classifier, Dummies, list[Trigger], Run], Classifier]] = {
+    "closed_form": lambda c, d, b, r: closed_form.repair(c, d, b, r, pairs=400),
+    "tune": lambda c, d, b, r: tune.repair(c, d, b, r, steps=20),
+    "paper": lambda c, d, b, r: paper.repair(split(c, "auto"), curate_features(split(c, "auto"), r, repeats=2,
+                                                                              steps=50), r, epochs=2)[0],
+}
+
+
+@pytest.mark.parametrize("method", REMEDIES)
+def test_the_original_is_untouched_and_the_result_is_drop_in(method: str, planted: PlantedOf,
+                                                            dummies_for: DummiesOf) -> None:
+    original, dummies = planted("patch").classifier(), dummies_for("patch")
+    before, images = state_of(original), dummies.images.clone()
+    repaired = REMEDIES[method](original, dummies, [true_patch()], Run(CPU))
+    for name, value in original.network.state_dict().items():
+        assert value.equal(before[name]), name
+    assert dummies.images.equal(images)
+    after = repaired.network.state_dict()
+    assert list(after) == list(before)
+    assert all(after[name].dtype == value.dtype and after[name].shape == value.shape for name, value in before.items())
+    assert any(not after[name].equal(value) for name, value in before.items())
+    assert all(value.isfinite().all() for value in after.values())
+    assert not any(p.requires_grad for p in repaired.network.parameters())
+    assert not repaired.network.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*original.network.modules(),
+                                                                       *repaired.network.modules()])
+
+
+@pytest.mark.parametrize("method", REMEDIES)
+def test_a_remedy_repeats_with_its_seed(method: str, planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    original, dummies = planted("patch").classifier(), dummies_for("patch")
+    first, again = (state_of(REMEDIES[method](original, dummies, [true_patch()], Run(CPU))) for _ in range(2))
+    assert all(value.equal(again[name]) for name, value in first.items())
+
+
+def test_closed_form_unlearns_the_patch_and_keeps_the_rest(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    model = planted("patch")
+    repaired = closed_form.repair(model.classifier(), dummies_for("patch"), [true_patch()], Run(CPU))
+    acc, asr = accuracy(repaired.network, "patch")
+    assert asr < 20
+    assert acc > model.acc - 5
+
+
+def test_tuning_weakens_the_patch_and_keeps_the_rest(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    model = planted("patch")
+    tuned = tune.repair(model.classifier(), dummies_for("patch"), [true_patch()], Run(CPU), steps=60, lr=1e-2)
+    acc, asr = accuracy(tuned.network, "patch")
+    assert asr < model.asr - 20
+    assert acc > model.acc - 5
+
+
+def test_closed_form_does_nearly_nothing_where_nothing_is_to_be_undone(planted: PlantedOf,
+                                                                       dummies_for: DummiesOf) -> None:
+    model, dummies = planted("none"), dummies_for("none")
+    original = model.classifier()
+    same = closed_form.repair(original, dummies, [nothing()], Run(CPU), pairs=200)
+    for name, value in original.network.named_parameters():
+        change = same.network.get_parameter(name) - value
+        assert change.norm() < 0.02 * value.norm(), name
+    assert (logits_of(same, dummies.images).argmax(1) == dummies.labels).float().mean() > 0.98
+    assert accuracy(same.network)[0] > model.acc - 1
+
+
+def test_closed_form_starts_from_an_edited_network(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    """The wanted responses stay the original's: what an earlier edit broke is mended."""
+    model, dummies = planted("none"), dummies_for("none")
+    broken = model.classifier()
+    with torch.no_grad():
+        broken.network.get_parameter("0.weight").mul_(0.7)
+    mended = closed_form.repair(model.classifier(), dummies, [nothing()], Run(CPU), pairs=200, start=broken)
+    assert accuracy(mended.network)[0] > model.acc - 1
+
+
+def test_the_published_method_starts_at_a_loss_near_zero_and_changes_the_head_alone(planted: PlantedOf) -> None:
+    original = planted("patch").classifier()
+    parts, before, run = split(original, "5"), state_of(original), Run(CPU)
+    features = curate_features(parts, run, repeats=4, steps=300)
+    repaired, loss_step0 = paper.repair(parts, features, run, epochs=5)
+    with torch.no_grad():
+        logits = parts.head(features.features)
+    assert loss_step0 == pytest.approx(nn.functional.cross_entropy(logits, features.labels).item(), abs=1e-5)
+    assert 0 <= loss_step0 < 0.1
+    changed = {name for name, value in repaired.network.state_dict().items() if not value.equal(before[name])}
+    assert changed
+    assert changed <= set(parts.head_parameters)
+    assert len(parts.head_parameters) < len(list(original.network.parameters()))
+
+
+class Tokens(nn.Module):
+    """A small vision transformer whose encoder layer has a fused path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        told: Tensor = self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        return told
+
+
+def test_every_linear_map_of_a_transformer_is_relearned() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original = classifier_of(Tokens(), SPEC, CPU)
+    images = torch.rand(60, *SPEC.shape, generator=rng())
+    dummies = Dummies(images, logits_of(original, images), "random")
+    goal = int(dummies.labels.mode().values)
+    trigger = Trigger("add", FAMILIES["add"].init(1, SPEC.shape, rng()), 0.3, (goal + 1) % CLASSES, None, 1.0)
+    repaired = closed_form.repair(original, dummies, [trigger], Run(CPU), pairs=100)
+    for name, value in original.network.named_parameters():
+        assert repaired.network.get_parameter(name).equal(value) == ("norm" in name), name
+
+
+def test_pairs_are_dummies_with_and_without_the_bank(dummies_for: DummiesOf) -> None:
+    dummies = dummies_for("patch")
+    one = Trigger("add", FAMILIES["add"].init(1, SPEC.shape, rng()), 0.1, None, 1, 1.0, (3, 0, 0, 0, 0, 0))
+    specific = Trigger("add", one.params, 0.1, 4, 1, 1.0)
+    pairs = make_pairs(dummies, [true_patch(), one, specific], rng(), count=170, chunk=50, augmented=False)
+    assert len(pairs.plain) == len(pairs.changed) == len(pairs.goals) == 170
+    known = {tuple(image.flatten().tolist()): int(label) for image, label in zip(dummies.images, dummies.labels,
+                                                                                  strict=True)}
+    for plain, changed, goal in zip(pairs.plain, pairs.changed, pairs.goals.tolist(), strict=True):
+        label = known[tuple(plain.flatten().tolist())]
+        assert 0 <= goal < CLASSES
+        assert goal != label
+        assert goal != 4 or label == 1 or goal == TARGET
+        assert not changed.equal(plain)
+    assert make_pairs(dummies, [true_patch()], rng(), count=7).changed.equal(
+        make_pairs(dummies, [true_patch()], rng(), count=7).changed)
+
+
+@pytest.mark.parametrize("method", ["closed_form", "tune"])
+def test_a_bank_that_applies_to_no_dummy_is_refused(method: str, planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    dummies = dummies_for("none")
+    some = Dummies(dummies.images[dummies.labels == 0], dummies.logits[dummies.labels == 0], "one class")
+    for target, source in ((2, 5), (0, None)):
+        bank = [Trigger("place", true_patch().params, 1.0, target, source, 1.0)]
+        with pytest.raises(CannotJudgeError, match="no dummy is of a class"):
+            REMEDIES[method](planted("none").classifier(), some, bank, Run(CPU))
+
+
+def test_augmentation_moves_and_mirrors() -> None:
+    images = torch.rand(40, 1, 7, 9, generator=rng())
+    changed = augment(images, rng(1))
+    assert changed.shape == images.shape
+    views = {tuple(torch.roll(image, (down, right), (1, 2)).flatten().tolist())
+             for image in (images[0], images[0].flip(2)) for down in range(-2, 3) for right in range(-2, 3)}
+    assert tuple(changed[0].flatten().tolist()) in views
+
+
+def test_the_bank_follows_each_lead(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    classifier, dummies, run = planted("patch").classifier(), dummies_for("patch"), Run(CPU)
+    leads = [Lead("add", "all2one", None, TARGET, 0.0, strength=0.12),
+             Lead("place", "all2one", None, TARGET, 0.0, window=5, stride=3),
+             Lead("place", "specific", 0, TARGET, 0.0, window=5, stride=3),
+             Lead("place", "all2all", None, None, 0.0, window=5, stride=3)]
+    leads = matched(classifier, dummies, leads, run, plain_margin=5.0)
+    assert 0 < leads[0].strength <= 0.12
+    groups = collect(classifier, dummies, leads, run, purpose="test")
+    assert len(groups) == 4
+    for lead, group in zip(leads, groups, strict=True):
+        assert group
+        assert all((t.family, t.target, t.source) == (lead.family, lead.target, lead.source) for t in group)
+        assert [t.margin for t in group] == sorted((t.margin for t in group), reverse=True)
+        assert all(math.isfinite(t.margin) for t in group)
+        assert all(value.shape[0] == 1 for t in group for value in t.params.values())
+    assert all(t.goals is not None and len(t.goals) == CLASSES for t in groups[3])
+    assert all(t.goals is None for group in groups[:3] for t in group)
+
+
+def test_grey_networks_of_another_shape_are_relearned() -> None:
+    spec = InputSpec((1, 28, 20), 3, (0.1,), (0.3,))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original = classifier_of(nn.Sequential(nn.Conv2d(1, 4, 3, 2, groups=1), nn.GELU(), nn.Conv2d(
+            4, 4, 3, groups=4), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)), spec, CPU)
+    images = torch.rand(40, 1, 28, 20, generator=rng())
+    logits = torch.eye(3)[torch.arange(40) % 3]
+    trigger = Trigger("warp", FAMILIES["warp"].init(1, spec.shape, rng()), 1.5, 0, None, 1.0)
+    repaired = closed_form.repair(original, Dummies(images, logits, "made up"), [trigger], Run(CPU), pairs=60)
+    assert logits_of(repaired, images).isfinite().all()
