@@ -1,0 +1,286 @@
+"""The chain from a checkpoint to a verdict, a repaired checkpoint and the report, on planted networks."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import helpers.planted
+import pytest
+import safetensors.torch
+import torch
+from helpers.models import contents
+from helpers.planted import SPEC, TARGET, Attack, Planted, accuracy
+from torch import Tensor
+
+from deepsanitizer import loading, pipeline, policy, signals
+from deepsanitizer.cli.judge import outcome_code
+from deepsanitizer.errors import DeadlineReachedError, ExitCode, UsageError
+from deepsanitizer.report import from_json, to_json
+from deepsanitizer.types import Loaded, SanitizeReport, ScanReport
+
+PlantedOf = Callable[[Attack], Planted]
+
+
+def write_folder(model: Planted, folder: Path, *, half: bool = False) -> Loaded:
+    """The network as a model folder, loaded again."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({
+        "architecture": "planted:tiny_net", "kwargs": {}, "input_shape": SPEC.shape, "num_classes": SPEC.num_classes,
+        "mean": SPEC.mean, "std": SPEC.std}))
+    state = {name: (value.half() if half and value.is_floating_point() else value).contiguous()
+             for name, value in model.network.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt", "note": "keep me"})
+    return loading.load(folder, import_from=Path(helpers.planted.__file__).parent)
+
+
+def state_of(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return list(left) == list(right) and all(value.equal(right[name]) for name, value in left.items())
+
+
+def comparable(report: ScanReport) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(to_json(report))
+    return {name: value for name, value in fields.items() if name != "seconds"}
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little work, for what does not depend on what is found."""
+    monkeypatch.setitem(policy.EFFORTS, "fast", dataclasses.replace(policy.EFFORTS["fast"], dummies=60, fresh=40,
+                                                                     rounds=1))
+    monkeypatch.setattr(signals, "windows_for", lambda shape: [(5, 4)])
+    monkeypatch.setattr(pipeline, "collect", partial(signals.collect, families=("add",)))
+
+
+@pytest.fixture(scope="module")
+def repaired(planted: PlantedOf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
+        Loaded, torch.nn.Module, SanitizeReport, Path]]:
+    """The planted patch, stored in half precision, sanitized into a folder."""
+    folder = tmp_path_factory.mktemp("patch")
+    loaded = write_folder(planted("patch"), folder / "model", half=True)
+    before, files = state_of(loaded.network), contents(folder / "model")
+    network, report = pipeline.sanitize(loaded, output=folder / "clean", effort="fast", device="cpu")
+    assert equal(before, state_of(loaded.network))
+    assert contents(folder / "model") == files
+    yield loaded, network, report, folder
+    shutil.rmtree(folder)
+
+
+def test_the_planted_patch_is_found_and_removed(repaired: Any, planted: PlantedOf) -> None:
+    _, network, report, _ = repaired
+    assert report.verdict == "backdoored"
+    assert report.score > report.threshold
+    assert (report.suspects[0].kind, report.suspects[0].target) == ("all2one", TARGET)
+    assert "lower right" in report.suspects[0].where
+    assert report.outcome == "accepted"
+    assert report.accepted
+    assert outcome_code(report) == ExitCode.CLEAN
+    acc, asr = accuracy(network, "patch")
+    assert asr < 20
+    assert acc > planted("patch").acc - 5
+
+
+def test_the_report_says_what_was_done(repaired: Any) -> None:
+    loaded, _, report, folder = repaired
+    assert report.method == "auto"
+    assert report.reason.endswith(".")
+    assert report.steps
+    assert report.comparisons
+    assert all(c.margin_after < c.margin_before for c in report.comparisons)
+    assert report.agreement is not None
+    assert 0.9 <= report.agreement.overall <= 1
+    assert len(report.agreement.per_class) == SPEC.num_classes
+    names = dict(loaded.network.named_parameters()) | dict(loaded.network.named_buffers())
+    assert report.changes
+    assert all(change.name in names and change.relative_change > 0 for change in report.changes)
+    assert report.output == str(folder / "clean")
+    assert report.input_sha256 == loaded.checkpoint.sha256
+    assert report.input_sha256 != report.output_sha256
+    assert report.loss_step0 is None
+    assert report.pictures
+    assert {picture.role for picture in report.pictures} == {"pattern", "dummy", "triggered", "difference"}
+    assert report.seed == 0
+    assert report.model.batch_norm
+    assert report.model.parameters == sum(p.numel() for p in loaded.network.parameters())
+    assert report.reproduce.startswith(f"deepsanitizer sanitize {folder / 'model'} --output {folder / 'clean'}")
+
+
+def test_passes_and_seconds_are_told_by_stage(repaired: Any) -> None:
+    report = repaired[2]
+    assert set(report.passes) == set(report.seconds)
+    for table in (report.passes, report.seconds):
+        assert table["total"] == pytest.approx(sum(v for k, v in table.items() if k != "total"), abs=0.06)
+    for stage in ("dummies", "search", "fresh dummies", "repair", "verify"):
+        assert report.passes[stage] > 0
+    count = policy.EFFORTS["fast"].dummies
+    assert report.passes["dummies"] % count == pytest.approx(count / 3, abs=0.01)  # whole steps, and the last look
+
+
+def test_the_written_file_is_what_was_verified_and_drop_in(repaired: Any) -> None:
+    loaded, network, report, folder = repaired
+    before = safetensors.torch.load_file(folder / "model" / "model.safetensors")
+    after = safetensors.torch.load_file(folder / "clean" / "model.safetensors")
+    assert set(after) == set(before)
+    assert all(after[k].dtype == v.dtype and after[k].shape == v.shape for k, v in before.items())
+    assert any(not after[k].equal(v) for k, v in before.items())
+    read = loading.load(folder / "clean", import_from=Path(helpers.planted.__file__).parent)
+    assert read.checkpoint is not None
+    assert read.checkpoint.sha256 == report.output_sha256
+    assert read.checkpoint.metadata == loaded.checkpoint.metadata
+    assert equal(state_of(read.network), state_of(network))  # rounding included: the file is half precision
+    assert (folder / "clean" / "config.json").read_bytes() == (folder / "model" / "config.json").read_bytes()
+
+
+def test_the_report_survives_json(repaired: Any) -> None:
+    text = to_json(repaired[2])
+    read = from_json(text)
+    assert isinstance(read, SanitizeReport)
+    assert to_json(read) == text
+    assert comparable(read) == comparable(repaired[2])
+
+
+def test_an_earlier_report_takes_the_place_of_the_search(repaired: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, _, report, _ = repaired
+    monkeypatch.setattr(pipeline, "collect", None)  # would fail if it were called
+    earlier = from_json(to_json(report))
+    network, again = pipeline.sanitize(loaded, from_report=earlier, effort="fast", device="cpu")
+    assert (again.verdict, again.score, again.explanation) == (report.verdict, report.score, report.explanation)
+    assert again.accepted
+    assert "search" not in again.seconds
+    assert accuracy(network, "patch")[1] < 20
+
+
+def test_a_report_about_another_file_is_refused(repaired: Any, planted: PlantedOf, tmp_path: Path) -> None:
+    other = write_folder(planted("none"), tmp_path / "other")
+    with pytest.raises(UsageError, match="about another file"):
+        pipeline.sanitize(other, from_report=repaired[2], output=tmp_path / "out", effort="fast", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clean_network_is_found_clean_and_copied_byte_for_byte(planted: PlantedOf, tmp_path: Path) -> None:
+    loaded = write_folder(planted("none"), tmp_path / "model")
+    network, report = pipeline.sanitize(loaded, output=tmp_path / "out", effort="fast", device="cpu")
+    assert report.verdict == "clean"
+    assert report.outcome == "unchanged"
+    assert not report.accepted
+    assert outcome_code(report) == ExitCode.CLEAN
+    assert contents(tmp_path / "out") == contents(tmp_path / "model")
+    assert report.output_sha256 == report.input_sha256
+    assert report.changes == []
+    assert equal(state_of(network), state_of(loaded.network))
+    assert network is not loaded.network
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("options", [{"force": True}, {"target": 3}])
+def test_what_was_found_clean_is_repaired_when_asked(options: dict[str, Any], planted: PlantedOf) -> None:
+    model = planted("none")
+    network, report = pipeline.sanitize(model.network, spec=SPEC, effort="fast", device="cpu", **options)
+    assert report.outcome in ("accepted", "rolled_back")
+    assert report.accepted == (report.outcome == "accepted")
+    assert report.steps
+    assert equal(state_of(network), state_of(model.network)) != report.accepted
+    assert report.config["force"] == options.get("force", False)
+    if "target" in options:
+        assert {comparison.target for comparison in report.comparisons} == {3}
+    assert outcome_code(report) == (ExitCode.CLEAN if report.accepted else ExitCode.FOUND)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = write_folder(planted("patch"), tmp_path / "model")
+    monkeypatch.setattr(pipeline, "prove", partial(pipeline.prove, least_agreement=1.01))
+    network, report, candidate = pipeline.sanitize_with_candidate(
+        loaded, output=tmp_path / "out", target=TARGET, effort="fast", device="cpu")
+    assert report.outcome == "rolled_back"
+    assert not report.accepted
+    assert outcome_code(report) == ExitCode.FOUND
+    assert report.output is None
+    assert report.output_sha256 is None
+    assert not (tmp_path / "out").exists()
+    assert equal(state_of(network), state_of(loaded.network))
+    assert candidate is not None
+    assert not equal(candidate, state_of(loaded.network))
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("timeout", [0.0, 0.3])
+def test_nothing_is_written_when_time_is_up(timeout: float, planted: PlantedOf, tmp_path: Path) -> None:
+    loaded = write_folder(planted("patch"), tmp_path / "model")
+    before = contents(tmp_path)
+    with pytest.raises(DeadlineReachedError, match="--timeout"):
+        pipeline.sanitize(loaded, output=tmp_path / "out", effort="fast", device="cpu", timeout=timeout)
+    assert contents(tmp_path) == before
+    with pytest.raises(DeadlineReachedError):
+        pipeline.scan(loaded, effort="fast", device="cpu", timeout=timeout)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_the_same_seed_gives_the_same_report_and_weights(planted: PlantedOf) -> None:
+    model, progress = planted("patch"), []
+
+    def run(seed: int, told: Callable[[str, int, int], None]) -> tuple[torch.nn.Module, SanitizeReport]:
+        return pipeline.sanitize(model.network, spec=SPEC, effort="fast", device="cpu", target=TARGET, seed=seed,
+                                 progress=told)
+
+    network, first = run(5, lambda stage, done, total: progress.append((stage, done, total)))
+    again, second = run(5, lambda *step: None)
+    _, other = run(6, lambda *step: None)
+    assert comparable(first) == comparable(second)
+    assert equal(state_of(network), state_of(again))
+    assert comparable(first)["signals"] != comparable(other)["signals"]
+    assert all(0 <= done < total for _, done, total in progress)
+    assert len({stage for stage, _, _ in progress}) >= 4
+
+
+@pytest.mark.usefixtures("cheap")
+def test_the_published_method_tells_its_loss_at_step_0(planted: PlantedOf) -> None:
+    model = planted("patch")
+    before = state_of(model.network)
+    _, report, candidate = pipeline.sanitize_with_candidate(model.network, spec=SPEC, method="paper", target=TARGET,
+                                                            layer="5", effort="fast", device="cpu")
+    assert report.method == "paper"
+    assert report.inspection_layer == "5"
+    assert report.loss_step0 is not None
+    assert 0 <= report.loss_step0 < 0.1
+    assert candidate is not None
+    changed = {name for name, value in candidate.items() if not value.equal(before[name])}
+    assert changed
+    assert changed == {change.name for change in report.changes}
+    assert not changed & {name for name in before if name.split(".")[0] in "01234"}  # the extractor
+    assert equal(before, state_of(model.network))
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_scan_recovers_triggers_for_its_suspects(planted: PlantedOf) -> None:
+    model = planted("patch")
+    before = state_of(model.network)
+    report, triggers = pipeline.scan_with_evidence(model.network, spec=SPEC, effort="fast", device="cpu")
+    assert len(triggers) == len(report.suspects)
+    for trigger, accused in zip(triggers, report.suspects, strict=True):
+        assert (trigger.target, trigger.source, trigger.family) == (accused.target, accused.source, accused.family)
+    assert report.model.format == "module"
+    assert report.input_sha256 is None
+    assert report.reproduce.startswith("# called from Python")
+    assert to_json(from_json(to_json(report))) == to_json(report)
+    assert equal(before, state_of(model.network))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"method": "magic"}, "no method 'magic'.*closed_form"), ({"effort": "huge"}, "no effort 'huge'.*standard"),
+    ({"target": 6}, "no class 6.*0 to 5"), ({"target": -1}, "no class -1"), ({"device": "abacus"}, "no device"),
+    ({"layer": "5x"}, "no layer '5x'"), ({"spec": None}, "needs its input described"),
+    ({"output": "out.pt"}, "loaded from a file"),
+])
+def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], message: str, planted: PlantedOf) -> None:
+    given = {"spec": SPEC, "effort": "fast", "device": "cpu"} | options
+    with pytest.raises(UsageError, match=message):
+        pipeline.sanitize(planted("none").network, **given)

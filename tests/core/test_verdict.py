@@ -1,0 +1,243 @@
+"""From made-up evidence: verdicts, suspects, leads, and what is accepted as proof."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.planted import CLASSES, CPU, SPEC, TARGET, Attack, Planted
+from torch import nn
+
+from deepsanitizer import stats, verify
+from deepsanitizer.classifier import Classifier
+from deepsanitizer.policy import EFFORTS, leads_for, suspect_for
+from deepsanitizer.repair.bank import Lead
+from deepsanitizer.signals import UNIVERSAL_FAMILIES, collect, plain_margin, windows_for
+from deepsanitizer.triggers import FAMILIES
+from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Suspect, Trigger
+from deepsanitizer.verdict import THRESHOLD, judge, suspects_of
+
+PlantedOf, DummiesOf = Callable[[Attack], Planted], Callable[[Attack], Dummies]
+SHAPE = (3, 32, 32)
+
+
+def signal(score: float | None, *, target: int | None = 2, **fields: Any) -> SignalResult:
+    given: dict[str, Any] = {"name": fields.get("family", "add"), "family": "add", "applicable": True, "margin": 10.0,
+                             "runner_up": 2.0, "success": 0.9, "per_target": [1.0, 2.0, 10.0, 0.0]} | fields
+    return SignalResult(score=score, target=target, **given)
+
+
+def evidence(score: float | None, **fields: Any) -> Evidence:
+    result = signal(score, **fields)
+    return Evidence(result, (Trigger(result.family, {}, 0.1, result.target, result.source, 5.0),))
+
+
+def dummies(classes: int = 4, reached: int = 4) -> Dummies:
+    logits = 5 * torch.eye(classes)[torch.arange(40) % reached]
+    return Dummies(torch.zeros(40, 3, 8, 8), logits, "made up")
+
+
+def test_the_four_verdicts() -> None:
+    assert judge([evidence(THRESHOLD + 0.5)], dummies()).name == "backdoored"
+    assert judge([evidence(0.95 * THRESHOLD)], dummies()).name == "suspicious"
+    assert judge([evidence(0.1), evidence(-3.0), evidence(None)], dummies()).name == "clean"
+    assert judge([evidence(0.1)], dummies(reached=1)).name == "inconclusive"
+    assert judge([], dummies()).name == "clean"
+
+
+def test_no_verdict_is_calibrated_yet_and_each_says_why() -> None:
+    for score in (0.1, 0.9, 5.0):
+        verdict = judge([evidence(score)], dummies())
+        assert not verdict.calibrated
+        assert verdict.explanation.endswith(".")
+        assert verdict.threshold == THRESHOLD
+        assert verdict.score == score
+
+
+def test_unknown_is_never_clean() -> None:
+    """Dummies of too few classes, or logits that are no numbers."""
+    broken = dummies()
+    broken.logits[0, 0] = float("nan")
+    assert judge([evidence(0.1)], broken).name == "inconclusive"
+    assert judge([evidence(0.9)], dummies(reached=1)).name == "inconclusive"
+    assert judge([evidence(0.1)], dummies(classes=100, reached=40)).name == "inconclusive"
+
+
+def test_a_lead_that_seldom_succeeds_is_only_suspicious() -> None:
+    assert judge([evidence(3.0, success=0.1)], dummies()).name == "suspicious"
+
+
+def test_an_inapplicable_signal_says_nothing() -> None:
+    verdict = judge([evidence(9.0, applicable=False)], dummies())
+    assert verdict.name == "clean"
+    assert verdict.score == 0.0
+    assert verdict.suspects == ()
+
+
+def test_suspects_are_ranked_each_goal_once() -> None:
+    found = suspects_of([
+        evidence(2.0, target=1, family="blend"), evidence(9.0, target=3), evidence(4.0, target=1),
+        evidence(5.0, kind="specific", source=0, target=1, family="place"),
+        evidence(3.0, kind="all2all", target=None, family="place"), evidence(0.2, target=0),
+        Evidence(signal(7.0, target=2)),  # recovered nothing: accuses no one
+    ], at_least=1.0)
+    assert [(s.kind, s.source, s.target, s.family, s.score) for s in found] == [
+        ("all2one", None, 3, "add", 9.0), ("specific", 0, 1, "place", 5.0), ("all2one", None, 1, "add", 4.0),
+        ("all2all", None, None, "place", 3.0)]
+
+
+def suspect(**fields: Any) -> Suspect:
+    return Suspect(**({"kind": "all2one", "source": None, "target": 2, "family": "add", "score": 5.0} | fields))
+
+
+def test_leads_are_the_signals_that_accuse_the_goal_strongest_first() -> None:
+    results = [signal(1.0, family="warp"), signal(4.9, family="blend"), signal(5.0), signal(8.0, target=1),
+               signal(4.8, family="place", window=6), signal(4.9, kind="specific", source=0, family="place", window=6),
+               signal(9.0, applicable=False, family="filter")]
+    leads = leads_for(suspect(), results, SHAPE)
+    assert [lead.family for lead in leads][:3] == ["add", "blend", "place"]
+    assert all((lead.kind, lead.source, lead.target) == ("all2one", None, 2) for lead in leads)
+    by_place = next(lead for lead in leads if lead.family == "place")
+    assert (by_place.window, by_place.stride) == (6, dict(windows_for(SHAPE))[6])
+    assert all(lead.limit == 2.0 for lead in leads)
+    assert leads[0].strength == FAMILIES["add"].strength
+
+
+def test_leads_of_the_other_kinds() -> None:
+    results = [signal(5.0), signal(4.0, kind="specific", source=0, family="place", window=6),
+               signal(3.0, kind="all2all", target=None, family="place", window=10)]
+    (pair,) = leads_for(suspect(kind="specific", source=0), results, SHAPE)
+    assert (pair.kind, pair.source, pair.target, pair.window) == ("specific", 0, 2, 6)
+    (permuting,) = leads_for(suspect(kind="all2all", target=None), results, SHAPE)
+    assert (permuting.kind, permuting.target, permuting.window) == ("all2all", None, 10)
+
+
+def test_a_goal_that_the_user_names_has_leads_though_nobody_accuses_it() -> None:
+    results = [signal(5.0), signal(1.0, family="blend", per_target=[0.0, 9.0, 10.0, 0.0, 0.0]),
+               signal(3.0, kind="all2all", target=None, per_target=[], family="place", window=10)]
+    named = suspect_for(1, results)
+    assert (named.kind, named.source, named.target, named.score) == ("all2one", None, 1, 0.0)
+    leads = leads_for(named, results, SHAPE)
+    assert leads
+    assert all((lead.kind, lead.source, lead.target) == ("all2one", None, 1) for lead in leads)
+    assert leads[0].family == "blend"  # its margin stands out there
+    assert suspect_for(2, results).score == 5.0  # this one is accused
+
+
+def test_windows_fit_the_image() -> None:
+    for shape in ((3, 32, 32), (1, 28, 20), (3, 8, 8), (3, 224, 224), (3, 4, 60)):
+        for window, stride in windows_for(shape):
+            assert 2 <= window <= min(shape[1:]) // 2
+            assert 1 <= stride <= window
+    assert windows_for((3, 32, 32)) == [(6, 3), (10, 4), (14, 6)]
+
+
+def test_every_effort_is_more_work_than_the_one_below() -> None:
+    fast, standard, thorough = (EFFORTS[name] for name in ("fast", "standard", "thorough"))  # type: ignore[index]
+    for less, more in ((fast, standard), (standard, thorough)):
+        assert less.dummies <= more.dummies
+        assert less.fresh <= more.fresh
+        assert less.rounds <= more.rounds
+
+
+def test_robust_statistics() -> None:
+    assert stats.robust_z([0.0, 2.0, 4.0, 6.0, 20.0]) == pytest.approx(8.0)
+    assert stats.robust_z([1.0, 1.0, 1.0, 4.0]) == 3.0  # never divided by less than least_spread
+    assert stats.robust_z([1.0, 1.0, 1.0, 4.0], least_spread=0.5) == 6.0
+    assert stats.top_two([1.0, 7.0, 5.0]) == (1, 7.0, 5.0)
+    assert stats.top_two([3.0]) == (0, 3.0, float("-inf"))
+
+
+def test_the_unit_of_margins_is_at_least_one() -> None:
+    assert plain_margin(dummies()) == 5.0
+    assert plain_margin(Dummies(torch.zeros(3, 3, 8, 8), torch.zeros(3, 4), "")) == 1.0
+
+
+def test_signals_on_a_planted_network_agree_with_what_was_planted(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    run = Run(CPU)
+    found = collect(planted("blend").classifier(), dummies_for("blend"), run)
+    results = [item.result for item in found]
+    names = [result.name for result in results]
+    assert len(names) == len(set(names))
+    assert names[:len(UNIVERSAL_FAMILIES)] == list(UNIVERSAL_FAMILIES)
+    for item in found:
+        assert item.result.applicable
+        for trigger in item.triggers:
+            assert (trigger.target, trigger.source) == (item.result.target, item.result.source) or (
+                item.result.name in UNIVERSAL_FAMILIES)
+        if item.result.kind == "all2one":
+            assert len(item.result.per_target) == CLASSES
+            assert item.result.margin == max(v for v in item.result.per_target if v is not None)
+    blend = next(result for result in results if result.name == "blend")
+    assert blend.target == TARGET
+    assert blend.score is not None
+    assert blend.score > THRESHOLD
+    assert sum(result.passes for result in results) == pytest.approx(run.meter.passes)
+
+
+def test_agreement_counts_answers_over_all_and_by_class(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    classifier, some = planted("none").classifier(), dummies_for("none")
+    whole = verify.agreement(some, classifier)
+    assert whole.overall == 1.0
+    assert whole.per_class == [1.0] * CLASSES
+    deaf = classifier.clone()
+    last = [m for m in deaf.network.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias[0] = -1e6
+    part = verify.agreement(some, deaf)
+    assert part.overall == pytest.approx((some.labels != 0).float().mean().item())
+    assert part.per_class == [0.0] + [1.0] * (CLASSES - 1)
+    only = Dummies(some.images[some.labels == 1], some.logits[some.labels == 1], "")
+    assert verify.agreement(only, classifier).per_class == [None, 1.0] + [None] * (CLASSES - 2)
+
+
+def proof(monkeypatch: pytest.MonkeyPatch, some: Dummies, new: Classifier, *, before: float, after: float,
+          limit: float, leads: int = 1) -> verify.Proof:
+    """The proof where a fresh search reaches these margins."""
+    lead = Lead("add", "all2one", None, TARGET, limit, strength=0.1)
+
+    def attacks(margin: float) -> tuple[verify.Attack, ...]:
+        return (verify.Attack(lead, margin, 0.5, ()),) * leads
+
+    monkeypatch.setattr(verify, "attack", lambda *arguments, **options: attacks(after))
+    return verify.prove(new, some, attacks(before), Run(CPU), plain_margin=10.0, purpose="test")
+
+
+def test_proof_accepts_what_agrees_and_no_longer_reaches_the_goal(planted: PlantedOf, dummies_for: DummiesOf,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    same, some = planted("none").classifier(), dummies_for("none")
+    good = proof(monkeypatch, some, same, before=50.0, after=-5.0, limit=3.0, leads=2)
+    assert good.accepted
+    assert good.agreement.overall == 1.0
+    assert [(c.family, c.target, c.margin_before, c.margin_after, c.others_after) for c in good.comparisons] == [
+        ("add", TARGET, 50.0, -5.0, 3.0)] * 2
+    assert proof(monkeypatch, some, same, before=50.0, after=20.0, limit=30.0).accepted  # others reach further
+
+
+def test_proof_refuses_what_still_reaches_the_goal(planted: PlantedOf, dummies_for: DummiesOf,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=45.0, limit=3.0)
+    assert not bad.accepted
+    assert "add" in bad.reason
+    assert bad.agreement.overall == 1.0
+    assert len(bad.attacks) == 1
+
+
+def test_proof_refuses_what_answers_differently(planted: PlantedOf, dummies_for: DummiesOf,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    other = planted("none").classifier()
+    last = [m for m in other.network.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias[:3] = -1e6
+    bad = proof(monkeypatch, dummies_for("none"), other, before=50.0, after=-5.0, limit=3.0)
+    assert not bad.accepted
+    assert "agree" in bad.reason
+    assert bad.agreement.overall < 0.9
+
+
+def test_success_counts_the_dummies_to_which_a_trigger_applies(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    classifier, some, run = planted("none").classifier(), dummies_for("none"), Run(CPU)
+    still = {"pattern": torch.zeros(1, *SPEC.shape)}
+    assert verify.success(classifier, Trigger("add", still, 0.1, 1, None, 0.0), some, run) == 0.0
+    assert verify.success(classifier, Trigger("add", still, 0.1, 1, 1, 0.0), some, run) == 0.0  # applies to none
+    assert run.meter.passes == pytest.approx(min(200, int((some.labels != 1).sum())) / 3)
