@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from deepsanitizer import facts, loading
 from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
-from deepsanitizer.curate import curate_features, invert
-from deepsanitizer.errors import DeadlineReachedError, UsageError, WorkError
-from deepsanitizer.policy import EFFORTS, Plan, leads_for, suspect_for
-from deepsanitizer.repair import METHODS, bank, closed_form, paper, tune
-from deepsanitizer.signals import collect, plain_margin
+from deepsanitizer.curate import invert
+from deepsanitizer.errors import UsageError, WorkError
+from deepsanitizer.policy import EFFORTS, Plan, suspect_for
+from deepsanitizer.removal import Repaired, remove
+from deepsanitizer.repair import METHODS
+from deepsanitizer.signals import collect
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
     Dummies,
@@ -39,7 +40,6 @@ from deepsanitizer.types import (
     silent,
 )
 from deepsanitizer.verdict import judge
-from deepsanitizer.verify import Proof, attack, prove
 
 T = TypeVar("T")
 
@@ -91,15 +91,6 @@ class Examined:
     results: tuple[SignalResult, ...]
     evidence: tuple[Evidence, ...]  # empty where a report was read in place of a search
 
-
-@dataclass(frozen=True, slots=True)
-class Repaired:
-    """A candidate, proven or not, and how it came about."""
-
-    classifier: Classifier | None
-    proof: Proof | None
-    steps: tuple[str, ...]
-    loss_step0: float | None = None
 
 
 def scan(model: Loaded | nn.Module, *, spec: InputSpec | None = None, layer: str = "auto", device: str = "auto",
@@ -161,11 +152,11 @@ def sanitize_with_candidate(
     if target is not None and not 0 <= target < case.loaded.spec.num_classes:
         raise UsageError(f"there is no class {target}", f"Choose 0 to {case.loaded.spec.num_classes - 1}.")
     examined = _examine(case, from_report)
-    suspects = _accused(examined, target, force)
-    repaired = Repaired(None, None, ())
-    if suspects:
-        repaired = _repair(case, examined, suspects, method)
-    return _deliver(case, examined, suspects, repaired, method, output)
+    suspect = _accused(examined, target, force)
+    repaired = None if suspect is None else remove(
+        case.parts, examined.dummies, examined.results, suspect, method, case.plan, case.run, case.clock.stage,
+        stored_as=case.loaded.checkpoint)
+    return _deliver(case, examined, suspect, repaired, method, output)
 
 
 def _open(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
@@ -199,87 +190,30 @@ def _examine(case: Case, from_report: ScanReport | None = None) -> Examined:
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 
 
-def _accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:
-    """What is to be repaired: the strongest suspect, the named target, or, forced, the strongest signal."""
+def _accused(examined: Examined, target: int | None, force: bool) -> Suspect | None:
+    """What is to be repaired: the named target, the strongest suspect or, forced, the strongest signal."""
     if target is not None:
-        return [suspect_for(target, examined.results)]
-    if examined.verdict.name != "inconclusive" or force:
-        if examined.verdict.suspects:
-            return list(examined.verdict.suspects[:1])
-        if force:
-            usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
-            best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))
-            return [Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family,
-                            score=best.score or 0.0)]
-    return []
+        return suspect_for(target, examined.results)
+    if examined.verdict.name == "inconclusive" and not force:
+        return None
+    if examined.verdict.suspects:
+        return examined.verdict.suspects[0]
+    usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
+    if not force or not usable:
+        return None
+    best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))
+    return Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family, score=best.score or 0.0)
 
 
-def _repair(case: Case, examined: Examined, suspects: Sequence[Suspect], method: str) -> Repaired:
-    run, old, clock = case.run, case.classifier, case.clock
-    unit = plain_margin(examined.dummies)
-    steps: list[str] = []
-    best: Repaired | None = None
-    try:
-        with clock.stage("fresh dummies"):
-            fresh = invert(old, case.plan.fresh, run, purpose="fresh dummies")
-        with clock.stage("leads"):
-            leads = [lead for suspect in suspects
-                     for lead in leads_for(suspect, examined.results, case.loaded.spec.shape)]
-            leads = bank.matched(old, examined.dummies, leads, run, plain_margin=unit)
-            before = attack(old, fresh, leads, run, purpose="verify before")
-
-        def proven(candidate: Classifier, number: int) -> Proof:
-            with clock.stage("verify"):
-                facts.round_like(candidate, case.loaded.checkpoint)
-                return prove(candidate, fresh, before, run, plain_margin=unit, purpose=f"verify {number}")
-
-        if method == "paper":
-            with clock.stage("repair"):
-                features = curate_features(case.parts, run)
-                candidate, loss = paper.repair(case.parts, features, run)
-            steps.append(f"fine-tuned the head after {case.parts.layer} on {len(features.labels)} dummy features; "
-                         f"loss at step 0: {loss:.4f}")
-            return Repaired(candidate, proven(candidate, 0), tuple(steps), loss)
-        with clock.stage("repair"):
-            found = [t for group in bank.collect(old, examined.dummies, leads, run, purpose="bank") for t in group]
-            steps.append(f"searched {len(found)} transformations for the bank ({_names(found)})")
-            if method == "tune":
-                candidate = tune.repair(old, examined.dummies, found, run)
-                steps.append("tuned on pairs with the bank")
-            else:
-                candidate = closed_form.repair(old, examined.dummies, found, run)
-                steps.append("relearned every linear map in closed form")
-        best = Repaired(candidate, proven(candidate, 0), tuple(steps))
-        for number in range(1, case.plan.rounds + 1 if method == "auto" else 1):
-            assert best.proof is not None
-            if best.proof.accepted:
-                break
-            found += [t for item in best.proof.attacks for t in item.triggers]
-            with clock.stage("repair"):
-                candidate = tune.repair(old, examined.dummies, found, run, start=candidate, purpose=f"tune {number}")
-            steps.append(f"a new search still succeeded; tuned with its {len(found)} transformations")
-            best = Repaired(candidate, proven(candidate, number), tuple(steps))
-    except DeadlineReachedError:
-        # At the time limit a candidate counts only if it was proven before.
-        if best is None or best.proof is None or not best.proof.accepted:
-            raise
-    return best
-
-
-def _names(found: Sequence[Trigger]) -> str:
-    families = [t.family for t in found]
-    return ", ".join(f"{families.count(name)} {name}" for name in sorted(set(families)))
-
-
-def _deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaired: Repaired, method: str,
+def _deliver(case: Case, examined: Examined, suspect: Suspect | None, repaired: Repaired | None, method: str,
              output: str | Path | None) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
     """Write what is to be written, and say what happened."""
     network, checkpoint = copy.deepcopy(case.loaded.network), case.loaded.checkpoint
-    proof, written, digest = repaired.proof, None, None
-    state = None if repaired.classifier is None else {
-        name: value.detach().cpu() for name, value in repaired.classifier.network.state_dict().items()}
+    written = digest = state = proof = None
     outcome: Outcome
-    if proof is not None and state is not None:
+    if repaired is not None:
+        proof = repaired.proof
+        state = {name: value.detach().cpu() for name, value in repaired.classifier.network.state_dict().items()}
         outcome, reason = ("accepted" if proof.accepted else "rolled_back"), proof.reason
         if proof.accepted:
             network.load_state_dict(state)
@@ -294,14 +228,15 @@ def _deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repair
             written = str(output)
     else:
         outcome, reason = "unsupported", "The evidence names no goal that a remedy could be applied to."
-    triggers = facts.triggers_of(suspects, examined.evidence)
+    triggers = facts.triggers_of(examined.verdict.suspects or ([suspect] if suspect else []), examined.evidence)
     report = SanitizeReport(
         **_scan_fields(case, examined, triggers, "sanitize", output),  # type: ignore[arg-type]
         method=method, outcome=outcome, accepted=outcome == "accepted", reason=reason,
         agreement=None if proof is None else proof.agreement,
         comparisons=[] if proof is None else list(proof.comparisons),
         changes=[] if state is None else facts.changes(case.classifier.network.state_dict(), state),
-        steps=list(repaired.steps), loss_step0=repaired.loss_step0, output=written, output_sha256=digest)
+        steps=[] if repaired is None else list(repaired.steps),
+        loss_step0=None if repaired is None else repaired.loss_step0, output=written, output_sha256=digest)
     return network, report, state
 
 

@@ -24,14 +24,20 @@ EFFORTS: dict[Effort, Plan] = {
 }
 
 
-def leads_for(suspect: Suspect, results: Sequence[SignalResult], shape: tuple[int, int, int], *,
-              share: float = 0.4, limit_share: float = 0.5, most: int = 4) -> list[Lead]:
-    """The signals that accuse the suspect's goal, strongest first, with at least `share` of its score.
+GROUPS = {"add": "field", "blend": "field", "filter": "colour", "warp": "warp", "patch": "local", "place": "local"}
 
-    Families are chosen by their lead over other classes, not by margin: a family whose natural patterns succeed
-    too would bring those into the bank. A family is left out where the other classes reach more than
-    `limit_share` of the target's margin, unless it is the strongest. Where no signal accuses it (a user named
-    it), the signal in which its margin is furthest above the median class is followed.
+
+def leads_for(suspect: Suspect, results: Sequence[SignalResult], shape: tuple[int, int, int], *,
+              share: float = 0.4, limit_share: float = 0.5, most: int = 4, others: int = 2) -> tuple[list[Lead], list[Lead]]:
+    """The leads that fill the bank, and further ones that must fall with them.
+
+    The bank takes one group of families (full-image patterns, colours, warps, or local patterns): that of the
+    strongest signal for the suspect's goal. A full-image trigger is half reached by patches, and a patch by
+    full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. Within the group the
+    signals count that have at least `share` of the best score and whose margin is not reached to more than
+    `limit_share` by other classes. The strongest lead of up to `others` other groups that accuse are checked when
+    a repair is proven; what still works there joins the bank.
+    Where no signal accuses the goal (a user named it), the one that says most about it is followed.
     """
     key = (suspect.kind, suspect.source, suspect.target)
     mine = [r for r in results if _usable(r) and (r.kind, r.source, r.target) == key]
@@ -40,13 +46,18 @@ def leads_for(suspect: Suspect, results: Sequence[SignalResult], shape: tuple[in
         assert suspect.target is not None
         mine = [_named(suspect.target, results)]
     strides = dict(windows_for(shape))
-    leads: list[Lead] = []
-    for result in mine[:most]:
+    first: list[Lead] = []
+    further: dict[str, Lead] = {}
+    for result in mine:
+        lead = lead_of(result, strides.get(result.window, 1))
         weak = (result.score or 0) < share * (mine[0].score or 0)
         natural = max(result.runner_up or 0, 0) > limit_share * (result.margin or 0)
-        if result is mine[0] or not (weak or natural):
-            leads.append(lead_of(result, strides.get(result.window, 1)))
-    return leads
+        if GROUPS[result.family] == GROUPS[mine[0].family]:
+            if result is mine[0] or not (weak or natural):
+                first.append(lead)
+        elif (result.score or 0) >= 1:
+            further.setdefault(GROUPS[result.family], lead)
+    return first[:most], list(further.values())[:others]
 
 
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:

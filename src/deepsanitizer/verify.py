@@ -12,19 +12,17 @@ from dataclasses import dataclass
 import torch
 
 from deepsanitizer.classifier import Classifier, logits_of
-from deepsanitizer.repair.bank import Lead, follow
+from deepsanitizer.repair.bank import Followed, Lead, follow
 from deepsanitizer.triggers import apply_trigger
 from deepsanitizer.types import Agreement, Dummies, Run, SearchComparison, Trigger
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What a fresh search for one lead reached on one set of weights."""
+    """What a fresh search for one lead reached on one set of weights, and its success on dummies."""
 
-    lead: Lead
-    margin: float
+    found: Followed
     success: float
-    triggers: tuple[Trigger, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +45,42 @@ def agreement(fresh: Dummies, new: Classifier) -> Agreement:
     return Agreement(overall=same.mean().item(), per_class=per_class)
 
 
+def sure_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> float:
+    """Agreement on the surer half of the dummies, without those of the accused class.
+
+    Dummies lie closer to the boundaries than real images do, and dummies of the target may carry the trigger: what
+    changes there is not accuracy.
+    """
+    top = fresh.logits.topk(2, 1).values
+    margin, labels = top[:, 0] - top[:, 1], fresh.labels
+    use = labels != leave_out if leave_out is not None else torch.ones_like(labels, dtype=torch.bool)
+    if not use.any():
+        return 1.0
+    use &= margin >= margin[use].median()
+    return (logits_of(new, fresh.images[use]).argmax(1) == labels[use].cpu()).float().mean().item()
+
+
 def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: Run, *,
            purpose: str) -> tuple[Attack, ...]:
     """For each lead a fresh search, and how many dummies its strongest result sends to the goal."""
-    attacks = []
-    for lead in leads:
-        triggers = follow(classifier, fresh, lead, run, purpose=purpose)
-        attacks.append(Attack(lead, triggers[0].margin, success(classifier, triggers[0], fresh, run), triggers))
-    return tuple(attacks)
+    found = [follow(classifier, fresh, lead, run, purpose=purpose) for lead in leads]
+    return tuple(Attack(item, success(classifier, item.triggers[:1], fresh, run)) for item in found)
 
 
 @torch.no_grad()
-def success(classifier: Classifier, trigger: Trigger, dummies: Dummies, run: Run, *, most: int = 200) -> float:
-    """Share of dummies that a trigger sends to its goal, of those to which it applies."""
-    goals = trigger.goals_of(dummies.labels)
-    usable = (goals >= 0).nonzero()[:most, 0]
-    if not len(usable):
-        return 0.0
-    run.meter.add(len(usable), backward=False)
-    said = logits_of(classifier, apply_trigger(trigger, dummies.images[usable])).argmax(1)
-    return (said == goals[usable].cpu()).float().mean().item()
+def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummies, run: Run, *,
+            most: int = 200) -> float:
+    """Share of dummies that triggers send to their goals, of those to which they apply, over all triggers."""
+    hits = count = 0
+    for trigger in triggers:
+        goals = trigger.goals_of(dummies.labels)
+        usable = (goals >= 0).nonzero()[:most, 0]
+        if len(usable):
+            run.meter.add(len(usable), backward=False)
+            said = logits_of(classifier, apply_trigger(trigger, dummies.images[usable])).argmax(1)
+            hits += int((said == goals[usable].cpu()).sum())
+            count += len(usable)
+    return hits / max(1, count)
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
@@ -74,23 +88,27 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights. A lead is gone where its margin is now below what other classes
-    reach, or below `gone_share` of the network's plain margin where that is more.
+    reach, or below `gone_share` of the network's plain margin where that is more. Agreement is asked for on the
+    surer half of the dummies (`sure_agreement`).
     """
-    after = attack(new, fresh, [old.lead for old in before], run, purpose=purpose)
+    after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose)
     agreed = agreement(fresh, new)
-    run.meter.add(len(fresh), backward=False)
+    accused = before[0].found.lead.target if before else None
+    sure = sure_agreement(fresh, new, accused)
+    run.meter.add(2 * len(fresh), backward=False)
     comparisons = tuple(SearchComparison(
-        family=old.lead.family if not old.lead.window else f"place {old.lead.window}", target=old.lead.target,
-        margin_before=old.margin, success_before=old.success, margin_after=now.margin, success_after=now.success,
-        others_after=old.lead.limit) for old, now in zip(before, after, strict=True))
-    left = [now for now in after if now.margin > max(now.lead.limit, gone_share * plain_margin)]
-    if agreed.overall < least_agreement:
-        reason = (f"The new weights agree with the old ones on only {agreed.overall:.1%} of fresh dummies "
+        family=old.found.lead.family if not old.found.lead.window else f"place {old.found.lead.window}",
+        target=old.found.lead.target, margin_before=old.found.margin, success_before=old.success,
+        margin_after=now.found.margin, success_after=now.success,
+        others_after=max(now.found.others, gone_share * plain_margin)) for old, now in zip(before, after, strict=True))
+    left = [c for c in comparisons if c.margin_after > c.others_after]
+    if sure < least_agreement:
+        reason = (f"The new weights agree with the old ones on only {sure:.1%} of the surer fresh dummies "
                   f"(at least {least_agreement:.0%} is asked).")
     elif left:
-        names = ", ".join(sorted({item.lead.family for item in left}))
+        names = ", ".join(sorted({c.family for c in left}))
         reason = f"A new search ({names}) still reaches the goal more easily than it reaches other classes."
     else:
-        reason = f"{agreed.overall:.1%} of fresh dummies are answered as before" + (
-            ", and new searches no longer reach the goal more easily than other classes." if after else ".")
-    return Proof(agreed, comparisons, agreed.overall >= least_agreement and not left, reason, after)
+        reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
+                  (", and new searches no longer reach the goal more easily than other classes." if after else "."))
+    return Proof(agreed, comparisons, sure >= least_agreement and not left, reason, after)

@@ -13,6 +13,7 @@ Inversion", ICML 2022 (augmentation in its place).
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,30 @@ from deepsanitizer.types import Dummies, Run
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     """The batch-norm layers that store statistics."""
     return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance over all but the channels, (C,) each, in float32.
+
+    The batch-norm kernel computes both in one sweep and in any memory format; its own gradient leaves them out,
+    so it is written here: d mean / dx = 1 / M, d var / dx = 2 (x - mean) / M.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, mean, scale = torch.native_batch_norm(x, None, None, None, None, True, 0.0, 1e-5)
+        mean, variance = mean.float(), scale.float().pow(-2) - 1e-5
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, mean_grad: Tensor, variance_grad: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = 2 * variance_grad / count
+        offset = mean_grad / count - slope * mean
+        slope, offset = (v.to(x.dtype).view(1, -1, *([1] * (x.ndim - 2))) for v in (slope, offset))
+        return torch.addcmul(offset, x, slope)
 
 
 class StatisticsLoss:
@@ -47,8 +72,7 @@ class StatisticsLoss:
         for layer, x in self.inputs.items():
             assert layer.running_mean is not None
             assert layer.running_var is not None
-            over = [0, *range(2, x.ndim)]
-            variance, mean = torch.var_mean(x.float(), over, correction=0)
+            mean, variance = _Moments.apply(x)  # type: ignore[no-untyped-call]
             shift = (mean - layer.running_mean) ** 2 / (layer.running_var + 1e-3)
             ratio = (variance.clamp_min(1e-6) / (layer.running_var + 1e-6)).sqrt()
             total = total.to(shift.device) + shift.mean() + (ratio - 1).pow(2).mean()

@@ -46,38 +46,61 @@ def match_strength(classifier: Classifier, dummies: Dummies, family: str, target
     return strengths[int(fit.int().argmax()) if fit.any() else -1].item()
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a search for one lead found, strongest first (at least one), and what other classes reach beside it."""
+
+    lead: Lead
+    triggers: tuple[Trigger, ...]
+    others: float
+
+    @property
+    def margin(self) -> float:
+        """Of the strongest."""
+        return self.triggers[0].margin
+
+
 def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, purpose: str,
-           shares: tuple[float, ...] = (1.0, 0.6), restarts: int = 3, keep: float = 0.7) -> tuple[Trigger, ...]:
-    """Search what one lead says on this classifier; the strongest first, at least one."""
-    if lead.family != "place":
-        assert lead.target is not None
-        groups = [share for share in shares for _ in range(restarts)]
-        found = universal(classifier, dummies, lead.family, [lead.target] * len(groups), run,
-                          strengths=torch.tensor(groups) * lead.strength, source=lead.source,
-                          purpose=f"{purpose} {lead.family} {lead.target}")
-        kept: list[int] = []
-        for rung in range(len(shares)):
-            margins = found.margin[rung * restarts:(rung + 1) * restarts]
-            floor = margins.max() - (1 - keep) * margins.max().abs()  # also right where nothing succeeds
-            kept += [rung * restarts + i for i in range(restarts) if margins[i] >= floor]
-        kept.sort(key=lambda i: -found.margin[i].item())
-        return tuple(Trigger(lead.family, found.take(i), found.strength[i].item(), lead.target, lead.source,
-                             found.margin[i].item()) for i in kept)
+           shares: tuple[float, ...] = (1.0, 0.6), restarts: int = 3, keep: float = 0.7) -> Followed:
+    """Search what one lead says on this classifier.
+
+    Image families take `restarts` at each of the `shares` of the lead's strength; restarts below `keep` of the
+    strongest are dropped, and other classes are those of the scan. By place, classes compete in the search itself.
+    """
+    if lead.family == "place":
+        return _follow_place(classifier, dummies, lead, run, purpose)
+    assert lead.target is not None
+    groups = [share for share in shares for _ in range(restarts)]
+    found = universal(classifier, dummies, lead.family, [lead.target] * len(groups), run,
+                      strengths=torch.tensor(groups) * lead.strength, source=lead.source,
+                      purpose=f"{purpose} {lead.family} {lead.target}")
+    kept: list[int] = []
+    for rung in range(len(shares)):
+        margins = found.margin[rung * restarts:(rung + 1) * restarts]
+        floor = margins.max() - (1 - keep) * margins.max().abs()  # also right where nothing succeeds
+        kept += [rung * restarts + i for i in range(restarts) if margins[i] >= floor]
+    kept.sort(key=lambda i: -found.margin[i].item())
+    return Followed(lead, tuple(Trigger(lead.family, found.take(i), found.strength[i].item(), lead.target, lead.source,
+                                        found.margin[i].item()) for i in kept), lead.limit)
+
+
+def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str) -> Followed:
     where = places(classifier, dummies, run, purpose=f"{purpose} place {lead.window}", window=lead.window,
-                   stride=lead.stride)
+                   stride=lead.stride, first=(6, 8), second=(12, 16), keep=16, only_best=True)
     if lead.kind == "all2all":
         mean, goals = own_goals(where.cells)
-        return triggers_at(where, mean, target=None, source=None, goals=goals)
+        return Followed(lead, triggers_at(where, mean, target=None, source=None, goals=goals), lead.limit)
     assert lead.target is not None
-    values = column_means(where.cells)[:, lead.target] if lead.source is None else (
-        where.cells[:, lead.source, lead.target])
-    return triggers_at(where, values, target=lead.target, source=lead.source)
-
-
-def collect(classifier: Classifier, dummies: Dummies, leads: Sequence[Lead], run: Run, *,
-            purpose: str) -> tuple[tuple[Trigger, ...], ...]:
-    """`follow` for every lead, in order."""
-    return tuple(follow(classifier, dummies, lead, run, purpose=purpose) for lead in leads)
+    if lead.source is None:
+        columns = column_means(where.cells)
+        values, rest = columns[:, lead.target], columns.max(0).values
+        others = torch.cat([rest[:lead.target], rest[lead.target + 1:]]).max().item()
+    else:
+        values = where.cells[:, lead.source, lead.target]
+        rest = where.cells.max(0).values.clone()
+        rest[lead.source, lead.target] = float("-inf")
+        others = rest.max().item()
+    return Followed(lead, triggers_at(where, values, target=lead.target, source=lead.source), others)
 
 
 def lead_of(result: SignalResult, stride: int = 0) -> Lead:

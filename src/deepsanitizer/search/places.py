@@ -1,6 +1,6 @@
 """The search by place: a window at every place, every image its own goal, all places in one batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,13 +25,13 @@ class Places:
 
 def places(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, window: int, stride: int,
            lr: float = 0.5, first: tuple[int, int] = (8, 10), second: tuple[int, int] = (14, 20), keep: int = 24,
-           score_per_class: int = 4, images_at_once: int = 640) -> Places:
+           score_per_class: int = 4, only_best: bool = False, images_at_once: int = 640) -> Places:
     """Search a square window at every place; every image picks the goal that it is sent to most easily.
 
     One search tells all-to-one, source-specific and all-to-all triggers, at a cost that does not depend on the
     number of classes: `first` (steps, images a step) for all places, `second` for the `keep` best ones. The
     objective adds, per place, the log-sum-exp over classes of the mean margin and the mean over images of the
-    log-sum-exp over classes of the image's margins.
+    log-sum-exp over classes of the image's margins. With `only_best` the places stopped early are left out.
     """
     generator, device = run.generator(purpose), classifier.compute.device
     corners = _corners(classifier.spec.shape[1:], window, stride)
@@ -45,8 +45,12 @@ def places(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, 
     _climb(classifier, dummies, params, alive, run, generator, lr, second, (first[0], total), images_at_once)
     kept = torch.zeros(len(corners), dtype=torch.bool)
     kept[alive] = True
+    everything = Places(window, params, torch.empty(0), kept)
+    if only_best:
+        params = {name: value[kept.to(device)] for name, value in params.items()}
+        everything = Places(window, params, torch.empty(0), kept[kept])
     cells = _cells(classifier, dummies, params, run, score_per_class, images_at_once)
-    return Places(window, params, cells, kept)
+    return replace(everything, cells=cells)
 
 
 def _climb(classifier: Classifier, dummies: Dummies, params: dict[str, Tensor], which: Tensor, run: Run,
@@ -117,7 +121,7 @@ def own_goals(cells: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def triggers_at(found: Places, values: Tensor, *, target: int | None, source: int | None, share: float = 0.5,
-                least: float = 1.0, most: int = 12, goals: Tensor | None = None) -> tuple[Trigger, ...]:
+                least: float = 1.0, most: int = 6, goals: Tensor | None = None) -> tuple[Trigger, ...]:
     """The places with at least `share` of the best value, strongest first, as triggers."""
     limit = max(share * values.max().item(), least)
     order = [place for place in values.argsort(descending=True).tolist()

@@ -1,8 +1,9 @@
 """The search by place: every window of the image, every image its own goal, all kinds of local trigger at once.
 
 What: from the source x goal margins at each place come three statistics. All-to-one: the best class's mean margin
-against the best of any other class anywhere. All-to-all: the mean over sources of their best goal where the goals
-differ from each other. Source-specific: one cell (source, goal) against the best other cell anywhere.
+against the best of any other class anywhere and against its own at the median place. All-to-all: the mean over
+sources of their best goal where the goals differ from each other. Source-specific: one cell (source, goal) against
+the best other cell anywhere.
 Why it works: a small patch cannot do that without a backdoor; the other places are the null distribution.
 Limits: only square windows of the sizes searched; windows of a third of the image and more reach natural evidence.
 """
@@ -37,11 +38,15 @@ def _all2one(found: Places, unit: float, passes: float) -> Evidence:
     values = columns.max(0).values.tolist()
     target, margin, runner_up = top_two(values)
     place = int(columns[:, target].argmax())
+    # Two nulls: what other classes reach anywhere, and what the target reaches at other places. A full-image
+    # trigger is reached from everywhere and is no local one.
+    runner_up = max(runner_up, columns[:, target].median().item())
     reached = found.cells[place, :, target]
     success = (reached[reached.isfinite()] > 0).float().mean().item()
     result = SignalResult(
         name=f"place {found.window}", applicable=True, per_target=list(values), target=target, margin=margin,
-        threshold=max(runner_up, 0.0) + unit, runner_up=runner_up, z=robust_z(columns[:, target].tolist()), success=success,
+        threshold=max(runner_up, 0.0) + unit, runner_up=runner_up, z=robust_z(columns[:, target].tolist()),
+        success=success,
         score=min(margin, margin - max(runner_up, 0.0)) / unit, family="place", window=found.window,
         matrix=_matrix(found.cells[place]), passes=passes)
     return Evidence(result, triggers_at(found, columns[:, target], target=target, source=None))

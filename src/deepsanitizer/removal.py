@@ -1,0 +1,146 @@
+"""Removal: bank, closed form, proof, and short tunes while a new search still succeeds.
+
+Stopping is by adversarial evidence. That the patterns found no longer work proves nothing; a candidate passes when
+new searches, with seeds and dummies that the repair has not seen, reach the goal no more easily than other classes.
+What such a search finds where it does succeed joins the bank for the next round.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from deepsanitizer.classifier import Classifier
+from deepsanitizer.curate import curate_features, invert
+from deepsanitizer.errors import DeadlineReachedError
+from deepsanitizer.facts import round_like
+from deepsanitizer.policy import Plan, leads_for
+from deepsanitizer.repair import bank, closed_form, paper, tune
+from deepsanitizer.signals import plain_margin
+from deepsanitizer.split import Split
+from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
+from deepsanitizer.verify import Attack, Proof, attack, prove, success, sure_agreement
+
+
+class Stage(Protocol):
+    """Opens a named stage of which time and passes are counted."""
+
+    def __call__(self, name: str, /) -> AbstractContextManager[None]:
+        """Count what happens inside."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A candidate, the proof it stood or failed, and how it came about."""
+
+    classifier: Classifier
+    proof: Proof
+    steps: tuple[str, ...]
+    loss_step0: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What all attempts on one model share."""
+
+    old: Classifier
+    dummies: Dummies
+    fresh: Dummies
+    before: tuple[Attack, ...]
+    unit: float
+    stored_as: Checkpoint | None
+    run: Run
+    stage: Stage
+
+    def proven(self, candidate: Classifier, number: int, steps: Sequence[str]) -> Repaired:
+        """Round to the stored precision, then search anew: what is proven is what will be in the file."""
+        with self.stage("verify"):
+            round_like(candidate, self.stored_as)
+            proof = prove(candidate, self.fresh, self.before, self.run, plain_margin=self.unit,
+                          purpose=f"verify {number}")
+        return Repaired(candidate, proof, tuple(steps))
+
+
+def remove(parts: Split, dummies: Dummies, results: Sequence[SignalResult], suspect: Suspect, method: str, plan: Plan,
+           run: Run, stage: Stage, *, stored_as: Checkpoint | None) -> Repaired:
+    """Repair one accusation with a method of `repair.METHODS`; the last candidate, accepted or not.
+
+    Raises DeadlineReachedError where the time limit comes before a candidate is accepted.
+    """
+    old, unit = parts.classifier, plain_margin(dummies)
+    best: Repaired | None = None
+    try:
+        with stage("fresh dummies"):
+            fresh = invert(old, plan.fresh, run, purpose="fresh dummies")
+        with stage("attack before"):
+            leads = [bank.matched(old, dummies, some, run, plain_margin=unit)
+                     for some in leads_for(suspect, results, old.spec.shape)]
+            before = attack(old, fresh, [*leads[0], *leads[1]], run, purpose="verify before")
+        ground = _Ground(old, dummies, fresh, before, unit, stored_as, run, stage)
+        if method == "paper":
+            return _published(ground, parts)
+        with stage("repair"):
+            found = [t for lead in leads[0] for t in bank.follow(old, dummies, lead, run, purpose="bank").triggers]
+            steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
+            if method == "tune":
+                candidate = tune.repair(old, dummies, found, run)
+                steps.append("tuned on pairs of dummies")
+            else:
+                candidate, told = _relearned(ground, found)
+                steps.append(told)
+        best = ground.proven(candidate, 0, steps)
+        for number in range(1, plan.rounds + 1 if method == "auto" else 1):
+            if best.proof.accepted:
+                break
+            found += [t for item in best.proof.attacks if _succeeds(item, unit) for t in item.found.triggers]
+            with stage("repair"):
+                candidate = tune.repair(old, dummies, found, run, start=candidate, purpose=f"tune {number}")
+            steps.append(f"a new search still succeeded: tuned on {len(found)} transformations")
+            best = ground.proven(candidate, number, steps)
+    except DeadlineReachedError:
+        if best is None or not best.proof.accepted:
+            raise
+    return best
+
+
+def _relearned(ground: _Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0),
+               enough: float = 0.05, most_lost: float = 0.02) -> tuple[Classifier, str]:
+    """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
+
+    The heaviest weight comes first; a lighter one is taken where the bank still sends more than `enough` of the
+    fresh dummies to the goal, and only if that loses at most `most_lost` of the agreement.
+    """
+    chosen: Classifier | None = None
+    kept, told = 0.0, ""
+    for keep in keeps:
+        candidate = closed_form.repair(ground.old, ground.dummies, found, ground.run, keep=keep)
+        hits = success(candidate, found[:: max(1, len(found) // 6)], ground.fresh, ground.run, most=100)
+        agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
+        if chosen is not None and agreed < kept - most_lost:
+            break
+        chosen, kept = candidate, agreed
+        told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies: the bank now sends "
+                f"{hits:.0%} of fresh dummies to the goal")
+        if hits <= enough:
+            break
+    assert chosen is not None
+    return chosen, told
+
+
+def _published(ground: _Ground, parts: Split) -> Repaired:
+    with ground.stage("repair"):
+        features = curate_features(parts, ground.run)
+        candidate, loss = paper.repair(parts, features, ground.run)
+    step = (f"fine-tuned the head after {parts.layer} on {len(features.labels)} dummy features; "
+            f"loss at step 0: {loss:.4f}")
+    return replace(ground.proven(candidate, 0, [step]), loss_step0=loss)
+
+
+def _succeeds(item: Attack, unit: float) -> bool:
+    return item.found.margin > max(item.found.others, 0.4 * unit)
+
+
+def _names(found: Sequence[Trigger]) -> str:
+    families = [t.family for t in found]
+    return ", ".join(f"{families.count(name)} {name}" for name in sorted(set(families)))
