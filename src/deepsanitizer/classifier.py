@@ -66,7 +66,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32."""
-        assert images.ndim == 4 and images.shape[1:] == self.spec.shape, images.shape
+        assert images.shape[1:] == self.spec.shape, images.shape
         with self.autocast():
             logits = pick_logits(self.network(self.normalise(images)))
         return logits.float()

@@ -109,8 +109,8 @@ def scan_with_evidence(model: Loaded | nn.Module, *, spec: InputSpec | None = No
                        device: str = "auto", seed: int = 0, effort: Effort = "standard", progress: Progress = silent,
                        timeout: float | None = None) -> tuple[ScanReport, tuple[Trigger, ...]]:
     """As `scan`, with the recovered triggers of the suspects, strongest first."""
-    case = _open(model, spec, layer, device, seed, effort, progress, timeout)
-    examined = _examine(case)
+    case = open_case(model, spec, layer, device, seed, effort, progress, timeout)
+    examined = examine(case)
     triggers = facts.triggers_of(examined.verdict.suspects, examined.evidence)
     report = ScanReport(**_scan_fields(case, examined, triggers, "scan"))  # type: ignore[arg-type]
     return report, triggers
@@ -147,20 +147,27 @@ def sanitize_with_candidate(
         if not isinstance(model, Loaded) or model.checkpoint is None:
             raise UsageError("an output needs a model that was loaded from a file", "Use deepsanitizer.load.")
         loading.check_output(model.checkpoint, output)
-    case = _open(model, spec, layer, device, seed, effort, progress, timeout)
-    case.config.update(method=method, force=force, target=target)
+    case = open_case(model, spec, layer, device, seed, effort, progress, timeout)
     if target is not None and not 0 <= target < case.loaded.spec.num_classes:
         raise UsageError(f"there is no class {target}", f"Choose 0 to {case.loaded.spec.num_classes - 1}.")
-    examined = _examine(case, from_report)
-    suspect = _accused(examined, target, force)
+    examined = examine(case, from_report)
+    return finish(case, examined, method=method, output=output, target=target, force=force)
+
+
+def finish(case: Case, examined: Examined, *, method: str, output: str | Path | None = None, target: int | None = None,
+           force: bool = False) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
+    """Repair what an examination found, prove it and deliver: the second half of `sanitize`."""
+    case.config.update(method=method, force=force, target=target)
+    suspect = accused(examined, target, force)
     repaired = None if suspect is None else remove(
         case.parts, examined.dummies, examined.results, suspect, method, case.plan, case.run, case.clock.stage,
         stored_as=case.loaded.checkpoint)
-    return _deliver(case, examined, suspect, repaired, method, output)
+    return deliver(case, examined, suspect, repaired, method, output)
 
 
-def _open(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
-          progress: Progress, timeout: float | None) -> Case:
+def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
+              progress: Progress, timeout: float | None) -> Case:
+    """A private copy of the model, split, on its device; the clock starts."""
     if effort not in EFFORTS:
         raise UsageError(f"there is no effort {effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
     if not isinstance(model, Loaded):
@@ -178,7 +185,8 @@ def _open(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device:
     return Case(model, classifier, parts, run, clock, EFFORTS[effort], config)
 
 
-def _examine(case: Case, from_report: ScanReport | None = None) -> Examined:
+def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
+    """Curate dummies, search and judge; with an earlier report, only curate."""
     with case.clock.stage("dummies"):
         dummies = invert(case.classifier, case.plan.dummies, case.run)
     if from_report is not None:
@@ -190,7 +198,7 @@ def _examine(case: Case, from_report: ScanReport | None = None) -> Examined:
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 
 
-def _accused(examined: Examined, target: int | None, force: bool) -> Suspect | None:
+def accused(examined: Examined, target: int | None, force: bool) -> Suspect | None:
     """What is to be repaired: the named target, the strongest suspect or, forced, the strongest signal."""
     if target is not None:
         return suspect_for(target, examined.results)
@@ -205,7 +213,7 @@ def _accused(examined: Examined, target: int | None, force: bool) -> Suspect | N
     return Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family, score=best.score or 0.0)
 
 
-def _deliver(case: Case, examined: Examined, suspect: Suspect | None, repaired: Repaired | None, method: str,
+def deliver(case: Case, examined: Examined, suspect: Suspect | None, repaired: Repaired | None, method: str,
              output: str | Path | None) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
     """Write what is to be written, and say what happened."""
     network, checkpoint = copy.deepcopy(case.loaded.network), case.loaded.checkpoint
@@ -260,7 +268,8 @@ def _scan_fields(case: Case, examined: Examined, triggers: Sequence[Trigger], co
     return {
         "model": facts.model_facts(case.loaded, case.classifier), "verdict": verdict.name,
         "calibrated": verdict.calibrated, "score": verdict.score, "threshold": verdict.threshold,
-        "explanation": verdict.explanation, "suspects": facts.located(verdict.suspects, triggers, examined.dummies), "signals": list(examined.results),
+        "explanation": verdict.explanation, "suspects": facts.located(verdict.suspects, triggers, examined.dummies),
+        "signals": list(examined.results),
         "inspection_layer": case.parts.layer, "versions": facts.versions(), "config": dict(case.config),
         "seed": case.run.seed, "device": facts.device_name(case.run.compute), "seconds": seconds, "passes": passes,
         "input_sha256": None if case.loaded.checkpoint is None else case.loaded.checkpoint.sha256,

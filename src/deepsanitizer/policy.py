@@ -28,7 +28,8 @@ GROUPS = {"add": "field", "blend": "field", "filter": "colour", "warp": "warp", 
 
 
 def leads_for(suspect: Suspect, results: Sequence[SignalResult], shape: tuple[int, int, int], *,
-              share: float = 0.4, limit_share: float = 0.5, most: int = 4, others: int = 2) -> tuple[list[Lead], list[Lead]]:
+              share: float = 0.4, limit_share: float = 0.5, most: int = 4,
+              others: int = 2) -> tuple[list[Lead], list[Lead]]:
     """The leads that fill the bank, and further ones that must fall with them.
 
     The bank takes one group of families (full-image patterns, colours, warps, or local patterns): that of the

@@ -21,9 +21,9 @@ from deepsanitizer.types import Dummies, Run, Trigger
 
 
 def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *,
-           start: Classifier | None = None, steps: int = 40, batch: int = 64, lr: float = 4e-3, momentum: float = 0.9, warm: int = 5, keep: float = 4.0,
-           match: float = 1.0, avoid: float = 1.0, weakest: float = 0.3, averaging: float = 0.9, clip: float = 1.0,
-           purpose: str = "tune") -> Classifier:
+           start: Classifier | None = None, steps: int = 40, batch: int = 64, lr: float = 4e-3, momentum: float = 0.9,
+           warm: int = 5, keep: float = 4.0, match: float = 1.0, avoid: float = 1.0, weakest: float = 0.3,
+           averaging: float = 0.9, clip: float = 1.0, purpose: str = "tune") -> Classifier:
     """A new classifier, from `start` (or the original) after `steps` steps; 2 * batch images each."""
     generator = run.generator(purpose)
     tuned = (start or original).clone()
