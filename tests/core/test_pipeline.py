@@ -16,7 +16,7 @@ from helpers.models import contents
 from helpers.planted import SPEC, TARGET, Attack, Planted, accuracy
 from torch import Tensor
 
-from deepsanitizer import loading, pipeline, policy, signals
+from deepsanitizer import loading, pipeline, policy, removal, signals, verify
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import DeadlineReachedError, ExitCode, UsageError
 from deepsanitizer.report import from_json, to_json
@@ -197,7 +197,7 @@ def test_what_was_found_clean_is_repaired_when_asked(options: dict[str, Any], pl
 def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = write_folder(planted("patch"), tmp_path / "model")
-    monkeypatch.setattr(pipeline, "prove", partial(pipeline.prove, least_agreement=1.01))
+    monkeypatch.setattr(removal, "prove", partial(verify.prove, least_agreement=1.01))
     network, report, candidate = pipeline.sanitize_with_candidate(
         loaded, output=tmp_path / "out", target=TARGET, effort="fast", device="cpu")
     assert report.outcome == "rolled_back"

@@ -12,7 +12,7 @@ from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.repair import closed_form, paper, tune
-from deepsanitizer.repair.bank import Lead, collect, matched
+from deepsanitizer.repair.bank import Lead, follow, matched
 from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.split import split
 from deepsanitizer.triggers import FAMILIES
@@ -202,10 +202,12 @@ def test_the_bank_follows_each_lead(planted: PlantedOf, dummies_for: DummiesOf) 
              Lead("place", "all2all", None, None, 0.0, window=5, stride=3)]
     leads = matched(classifier, dummies, leads, run, plain_margin=5.0)
     assert 0 < leads[0].strength <= 0.12
-    groups = collect(classifier, dummies, leads, run, purpose="test")
-    assert len(groups) == 4
-    for lead, group in zip(leads, groups, strict=True):
-        assert group
+    found = [follow(classifier, dummies, lead, run, purpose="test") for lead in leads]
+    groups = [item.triggers for item in found]
+    for item, lead, group in zip(found, leads, groups, strict=True):
+        assert item.lead == lead
+        assert item.margin == group[0].margin
+        assert math.isfinite(item.others)
         assert all((t.family, t.target, t.source) == (lead.family, lead.target, lead.source) for t in group)
         assert [t.margin for t in group] == sorted((t.margin for t in group), reverse=True)
         assert all(math.isfinite(t.margin) for t in group)
