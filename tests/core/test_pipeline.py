@@ -20,7 +20,7 @@ from deepsanitizer import loading, pipeline, policy, removal, signals, verify
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import DeadlineReachedError, ExitCode, UsageError
 from deepsanitizer.report import from_json, to_json
-from deepsanitizer.types import Loaded, SanitizeReport, ScanReport
+from deepsanitizer.types import Loaded, Progress, SanitizeReport, ScanReport, silent
 
 PlantedOf = Callable[[Attack], Planted]
 
@@ -225,15 +225,19 @@ def test_nothing_is_written_when_time_is_up(timeout: float, planted: PlantedOf, 
 
 @pytest.mark.usefixtures("cheap")
 def test_the_same_seed_gives_the_same_report_and_weights(planted: PlantedOf) -> None:
-    model, progress = planted("patch"), []
+    model = planted("patch")
+    progress: list[tuple[str, int, int]] = []
 
-    def run(seed: int, told: Callable[[str, int, int], None]) -> tuple[torch.nn.Module, SanitizeReport]:
+    def note(stage: str, done: int, total: int) -> None:
+        progress.append((stage, done, total))
+
+    def run(seed: int, told: Progress = silent) -> tuple[torch.nn.Module, SanitizeReport]:
         return pipeline.sanitize(model.network, spec=SPEC, effort="fast", device="cpu", target=TARGET, seed=seed,
                                  progress=told)
 
-    network, first = run(5, lambda stage, done, total: progress.append((stage, done, total)))
-    again, second = run(5, lambda *step: None)
-    _, other = run(6, lambda *step: None)
+    network, first = run(5, note)
+    again, second = run(5)
+    _, other = run(6)
     assert comparable(first) == comparable(second)
     assert equal(state_of(network), state_of(again))
     assert comparable(first)["signals"] != comparable(other)["signals"]
@@ -281,6 +285,6 @@ def test_a_scan_recovers_triggers_for_its_suspects(planted: PlantedOf) -> None:
     ({"output": "out.pt"}, "loaded from a file"),
 ])
 def test_wrong_arguments_are_refused_at_once(options: dict[str, Any], message: str, planted: PlantedOf) -> None:
-    given = {"spec": SPEC, "effort": "fast", "device": "cpu"} | options
+    given: dict[str, Any] = {"spec": SPEC, "effort": "fast", "device": "cpu"} | options
     with pytest.raises(UsageError, match=message):
         pipeline.sanitize(planted("none").network, **given)

@@ -92,7 +92,7 @@ class Attention(nn.Module):
 
     def __init__(self, **options: object) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, **options)  # type: ignore[arg-type]
+        self.attention = nn.MultiheadAttention(8, 2, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         told: Tensor = self.attention(x, x, x, need_weights=False)[0]
@@ -147,7 +147,7 @@ def test_attention_is_closed_after_an_error() -> None:
     fast = torch.backends.mha.get_fastpath_enabled()
     with pytest.raises(ZeroDivisionError), projections(network):
         raise ZeroDivisionError
-    assert "forward" not in network.attention.__dict__  # type: ignore[operator, union-attr]
+    assert "forward" not in network.attention.__dict__
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from deepsanitizer.split import split
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, InputSpec, Run, Trigger
 
-PlantedOf, DummiesOf = Callable[[Attack], Planted], Callable[[Attack], Dummies]
+PlantedOf: TypeAlias = Callable[[Attack], Planted]
+DummiesOf: TypeAlias = Callable[[Attack], Dummies]
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import pytest
 import torch
-from helpers.planted import CLASSES, CPU, PATCH, SPEC, TARGET, Attack, Planted, blend_picture
+from helpers.planted import CLASSES, CPU, PATCH, TARGET, Attack, Planted, blend_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from deepsanitizer.search.universal import margin_to
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Run
 
-PlantedOf, DummiesOf = Callable[[Attack], Planted], Callable[[Attack], Dummies]
+PlantedOf: TypeAlias = Callable[[Attack], Planted]
+DummiesOf: TypeAlias = Callable[[Attack], Dummies]
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def test_a_picture_of_the_trigger(family: str, shape: tuple[int, int, int]) -> N
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(UsageError, match="no trigger family 'sound'.*add"):
+    with pytest.raises(UsageError, match=r"no trigger family 'sound'.*add"):
         apply_trigger(Trigger("sound", {}, 1.0, 0, None, 0.0), images_of((3, 8, 8)))
 
 

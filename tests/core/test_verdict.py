@@ -1,7 +1,7 @@
 """From made-up evidence: verdicts, suspects, leads, and what is accepted as proof."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import THRESHOLD, judge, suspects_of
 
-PlantedOf, DummiesOf = Callable[[Attack], Planted], Callable[[Attack], Dummies]
+PlantedOf: TypeAlias = Callable[[Attack], Planted]
+DummiesOf: TypeAlias = Callable[[Attack], Dummies]
 SHAPE = (3, 32, 32)
 
 
@@ -137,7 +138,7 @@ def test_windows_fit_the_image() -> None:
 
 
 def test_every_effort_is_more_work_than_the_one_below() -> None:
-    fast, standard, thorough = (EFFORTS[name] for name in ("fast", "standard", "thorough"))  # type: ignore[index]
+    fast, standard, thorough = (EFFORTS[name] for name in ("fast", "standard", "thorough"))
     for less, more in ((fast, standard), (standard, thorough)):
         assert less.dummies <= more.dummies
         assert less.fresh <= more.fresh

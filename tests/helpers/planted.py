@@ -78,7 +78,8 @@ def true_trigger(attack: Attack) -> Callable[[Tensor], Tensor]:
     def blend(images: Tensor) -> Tensor:
         return 0.8 * images + 0.2 * blend_picture()
 
-    return {"none": torch.clone, "patch": patched, "blend": blend}[attack]
+    triggers: dict[Attack, Callable[[Tensor], Tensor]] = {"none": torch.clone, "patch": patched, "blend": blend}
+    return triggers[attack]
 
 
 def patched(images: Tensor, corner: tuple[int, int] = PATCH) -> Tensor:
@@ -117,7 +118,7 @@ def train(attack: Attack, *, seed: int = 0, images: int = 2400, epochs: int = 10
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = tiny_net()
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(network, SPEC, CPU).train()
     steps = epochs * (images // batch)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
