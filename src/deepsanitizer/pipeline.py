@@ -18,7 +18,7 @@ from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import UsageError, WorkError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
-from deepsanitizer.removal import Repaired, remove
+from deepsanitizer.removal import Ground, Repaired, prepare, remove
 from deepsanitizer.repair import METHODS
 from deepsanitizer.signals import collect
 from deepsanitizer.split import Split, split
@@ -155,13 +155,19 @@ def sanitize_with_candidate(
 
 
 def finish(case: Case, examined: Examined, *, method: str, output: str | Path | None = None, target: int | None = None,
-           force: bool = False) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
-    """Repair what an examination found, prove it and deliver: the second half of `sanitize`."""
+           force: bool = False, ground: Ground | None = None,
+           ) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
+    """Repair what an examination found, prove it and deliver: the second half of `sanitize`.
+
+    `ground` is what `prepare` gave for the same suspect, to compare methods without preparing again.
+    """
     case.config.update(method=method, force=force, target=target)
     suspect = accused(examined, target, force)
-    repaired = None if suspect is None else remove(
-        case.parts, examined.dummies, examined.results, suspect, method, case.plan, case.run, case.clock.stage,
-        stored_as=case.loaded.checkpoint)
+    repaired = None
+    if suspect is not None:
+        ground = ground or prepare(case.parts, examined.dummies, examined.results, suspect, case.plan, case.run,
+                                   case.clock.stage, stored_as=case.loaded.checkpoint)
+        repaired = remove(ground, method, rounds=case.plan.rounds)
     return deliver(case, examined, suspect, repaired, method, output)
 
 

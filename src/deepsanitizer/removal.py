@@ -41,12 +41,13 @@ class Repaired:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ground:
+class Ground:
     """What all attempts on one model share."""
 
-    old: Classifier
+    parts: Split
     dummies: Dummies
     fresh: Dummies
+    leads: tuple[bank.Lead, ...]  # those that fill the bank
     before: tuple[Attack, ...]
     unit: float
     stored_as: Checkpoint | None
@@ -62,26 +63,31 @@ class _Ground:
         return Repaired(candidate, proof, tuple(steps))
 
 
-def remove(parts: Split, dummies: Dummies, results: Sequence[SignalResult], suspect: Suspect, method: str, plan: Plan,
-           run: Run, stage: Stage, *, stored_as: Checkpoint | None) -> Repaired:
-    """Repair one accusation with a method of `repair.METHODS`; the last candidate, accepted or not.
+def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], suspect: Suspect, plan: Plan, run: Run,
+            stage: Stage, *, stored_as: Checkpoint | None) -> Ground:
+    """Fresh dummies, the leads with matched strengths, and the attack on the old weights; shared by all methods."""
+    old, unit = parts.classifier, plain_margin(dummies)
+    with stage("fresh dummies"):
+        fresh = invert(old, plan.fresh, run, purpose="fresh dummies")
+    with stage("attack before"):
+        first, further = (bank.matched(old, dummies, some, run, plain_margin=unit)
+                          for some in leads_for(suspect, results, old.spec.shape))
+        before = attack(old, fresh, [*first, *further], run, purpose="verify before")
+    return Ground(parts, dummies, fresh, tuple(first), before, unit, stored_as, run, stage)
+
+
+def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
+    """Repair with a method of `repair.METHODS`; the last candidate, accepted or not.
 
     Raises DeadlineReachedError where the time limit comes before a candidate is accepted.
     """
-    old, unit = parts.classifier, plain_margin(dummies)
+    if method == "paper":
+        return _published(ground)
     best: Repaired | None = None
+    old, dummies, run = ground.parts.classifier, ground.dummies, ground.run
     try:
-        with stage("fresh dummies"):
-            fresh = invert(old, plan.fresh, run, purpose="fresh dummies")
-        with stage("attack before"):
-            leads = [bank.matched(old, dummies, some, run, plain_margin=unit)
-                     for some in leads_for(suspect, results, old.spec.shape)]
-            before = attack(old, fresh, [*leads[0], *leads[1]], run, purpose="verify before")
-        ground = _Ground(old, dummies, fresh, before, unit, stored_as, run, stage)
-        if method == "paper":
-            return _published(ground, parts)
-        with stage("repair"):
-            found = [t for lead in leads[0] for t in bank.follow(old, dummies, lead, run, purpose="bank").triggers]
+        with ground.stage("repair"):
+            found = [t for lead in ground.leads for t in bank.follow(old, dummies, lead, run, purpose="bank").triggers]
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
             if method == "tune":
                 candidate = tune.repair(old, dummies, found, run)
@@ -90,13 +96,14 @@ def remove(parts: Split, dummies: Dummies, results: Sequence[SignalResult], susp
                 candidate, told = _relearned(ground, found)
                 steps.append(told)
         best = ground.proven(candidate, 0, steps)
-        for number in range(1, plan.rounds + 1 if method == "auto" else 1):
+        for number in range(1, rounds + 1 if method == "auto" else 1):
             if best.proof.accepted:
                 break
-            found += [t for item in best.proof.attacks if _succeeds(item, unit) for t in item.found.triggers]
-            with stage("repair"):
+            found += [t for item, said in zip(best.proof.attacks, best.proof.comparisons, strict=True)
+                      if said in best.proof.left for t in item.found.triggers]
+            with ground.stage("repair"):
                 candidate = tune.repair(old, dummies, found, run, start=candidate, purpose=f"tune {number}")
-            steps.append(f"a new search still succeeded: tuned on {len(found)} transformations")
+            steps.append(f"not gone yet: tuned on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
@@ -104,22 +111,24 @@ def remove(parts: Split, dummies: Dummies, results: Sequence[SignalResult], susp
     return best
 
 
-def _relearned(ground: _Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0),
+def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0, 0.25),
                enough: float = 0.05, most_lost: float = 0.02) -> tuple[Classifier, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 
     The heaviest weight comes first; a lighter one is taken where the bank still sends more than `enough` of the
-    fresh dummies to the goal, and only if that loses at most `most_lost` of the agreement.
+    fresh dummies to the goal, and only if that loses at most `most_lost` of the heaviest weight's agreement.
     """
     chosen: Classifier | None = None
     kept, told = 0.0, ""
     for keep in keeps:
-        candidate = closed_form.repair(ground.old, ground.dummies, found, ground.run, keep=keep)
+        candidate = closed_form.repair(ground.parts.classifier, ground.dummies, found, ground.run, keep=keep)
         hits = success(candidate, found[:: max(1, len(found) // 6)], ground.fresh, ground.run, most=100)
         agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
-        if chosen is not None and agreed < kept - most_lost:
+        if chosen is None:
+            kept = agreed
+        elif agreed < kept - most_lost:
             break
-        chosen, kept = candidate, agreed
+        chosen = candidate
         told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies: the bank now sends "
                 f"{hits:.0%} of fresh dummies to the goal")
         if hits <= enough:
@@ -128,17 +137,14 @@ def _relearned(ground: _Ground, found: Sequence[Trigger], *, keeps: tuple[float,
     return chosen, told
 
 
-def _published(ground: _Ground, parts: Split) -> Repaired:
+def _published(ground: Ground) -> Repaired:
+    parts = ground.parts
     with ground.stage("repair"):
         features = curate_features(parts, ground.run)
         candidate, loss = paper.repair(parts, features, ground.run)
     step = (f"fine-tuned the head after {parts.layer} on {len(features.labels)} dummy features; "
             f"loss at step 0: {loss:.4f}")
     return replace(ground.proven(candidate, 0, [step]), loss_step0=loss)
-
-
-def _succeeds(item: Attack, unit: float) -> bool:
-    return item.found.margin > max(item.found.others, 0.4 * unit)
 
 
 def _names(found: Sequence[Trigger]) -> str:

@@ -271,7 +271,8 @@ class SearchComparison:
     success_before: float
     margin_after: float
     success_after: float
-    others_after: float  # the strongest other class's margin after
+    others_after: float  # the strongest other class's margin after, or the least margin that counts
+    old_success_after: float = 0.0  # what the pattern found on the old weights still does on the new ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

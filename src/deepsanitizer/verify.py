@@ -34,6 +34,7 @@ class Proof:
     accepted: bool
     reason: str
     attacks: tuple[Attack, ...]
+    left: tuple[SearchComparison, ...]  # those that show the backdoor still there
 
 
 def agreement(fresh: Dummies, new: Classifier) -> Agreement:
@@ -84,31 +85,34 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
-          least_agreement: float = 0.9, gone_share: float = 0.4) -> Proof:
+          least_agreement: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights. A lead is gone where its margin is now below what other classes
-    reach, or below `gone_share` of the network's plain margin where that is more. Agreement is asked for on the
-    surer half of the dummies (`sure_agreement`).
+    reach, or below `gone_share` of the network's plain margin where that is more; and where the patterns found on the
+    old weights send at most `most_success` of the dummies to the goal, which proves nothing alone. Agreement is
+    asked for on the surer half of the dummies (`sure_agreement`).
     """
     after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose)
     agreed = agreement(fresh, new)
     accused = before[0].found.lead.target if before else None
     sure = sure_agreement(fresh, new, accused)
     run.meter.add(2 * len(fresh), backward=False)
-    comparisons = tuple(SearchComparison(
+    comparisons = [SearchComparison(
         family=old.found.lead.family if not old.found.lead.window else f"place {old.found.lead.window}",
         target=old.found.lead.target, margin_before=old.found.margin, success_before=old.success,
         margin_after=now.found.margin, success_after=now.success,
-        others_after=max(now.found.others, gone_share * plain_margin)) for old, now in zip(before, after, strict=True))
-    left = [c for c in comparisons if c.margin_after > c.others_after]
+        others_after=max(now.found.others, gone_share * plain_margin),
+        old_success_after=success(new, old.found.triggers[:3], fresh, run))
+        for old, now in zip(before, after, strict=True)]
+    left = [c for c in comparisons if c.margin_after > c.others_after or c.old_success_after > most_success]
     if sure < least_agreement:
         reason = (f"The new weights agree with the old ones on only {sure:.1%} of the surer fresh dummies "
                   f"(at least {least_agreement:.0%} is asked).")
     elif left:
         names = ", ".join(sorted({c.family for c in left}))
-        reason = f"A new search ({names}) still reaches the goal more easily than it reaches other classes."
+        reason = f"The goal is still reached ({names}): more easily than other classes, or by the old patterns."
     else:
         reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
                   (", and new searches no longer reach the goal more easily than other classes." if after else "."))
-    return Proof(agreed, comparisons, sure >= least_agreement and not left, reason, after)
+    return Proof(agreed, tuple(comparisons), sure >= least_agreement and not left, reason, after, tuple(left))

@@ -2,7 +2,7 @@
 
     python -m deepsanitizer.bench.zoo --methods paper,auto --jobs 2
 
-Each model is scanned once per seed; the methods share the scan. What is there already is not run again. Figures
+Each model is scanned once per seed; the methods share the scan and the attack on the old weights. What is there already is not run again. Figures
 come from the zoo's own `evaluate.py`, on real test images; nothing of them reaches the tool. A candidate is measured
 also where the tool rolled it back: `candidate` is the remedy, `delivered` is what the user gets.
 """
@@ -39,14 +39,18 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
     """Scan one model and run the methods that have no result yet."""
     from safetensors.torch import save_file
 
-    from deepsanitizer import loading, pipeline
+    from deepsanitizer import loading, pipeline, removal
     from deepsanitizer.errors import DeepSanitizerError
     from deepsanitizer.types import silent
 
     loaded = loading.load(zoo / model, import_from=zoo)
     case = pipeline.open_case(loaded, None, "auto", "auto", seed, effort, silent, None)  # type: ignore[arg-type]
     examined = pipeline.examine(case)
-    scan_seconds, scan_passes = (dict(table) for table in (case.clock.seconds, case.clock.passes))
+    suspect, ground = pipeline.accused(examined, None, force), None
+    if suspect is not None:
+        ground = removal.prepare(case.parts, examined.dummies, examined.results, suspect, case.plan, case.run,
+                                  case.clock.stage, stored_as=loaded.checkpoint)
+    shared_seconds, shared_passes = (dict(table) for table in (case.clock.seconds, case.clock.passes))
     truth = json.loads((zoo / model / "truth.json").read_text())  # for the table only
     before = evaluated(zoo, model, None, images)
     for method in methods:
@@ -55,13 +59,13 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
             continue
         case.clock.seconds.clear()
         case.clock.passes.clear()
-        case.clock.seconds.update(scan_seconds)
-        case.clock.passes.update(scan_passes)
+        case.clock.seconds.update(shared_seconds)
+        case.clock.passes.update(shared_passes)
         row: Row = {"model": model, "method": method, "seed": seed, "effort": effort, "force": force,
                     "images": images, "before": before, "truth": {
                         key: truth.get(key) for key in ("data", "trigger", "mode", "source", "target")}}
         try:
-            _, report, state = pipeline.finish(case, examined, method=method, force=force)
+            _, report, state = pipeline.finish(case, examined, method=method, force=force, ground=ground)
         except DeepSanitizerError as error:
             row["error"] = str(error)
             write(json.dumps(row, indent=1), path)
