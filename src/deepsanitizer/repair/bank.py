@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from deepsanitizer.classifier import Classifier
+from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.search import column_means, own_goals, places, triggers_at, universal
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Kind, Run, SignalResult, Trigger
@@ -100,6 +101,9 @@ def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run
         rest = where.cells.max(0).values.clone()
         rest[lead.source, lead.target] = float("-inf")
         others = rest.max().item()
+    if not values.isfinite().any():  # minus infinity would pass for a trigger that is gone
+        raise CannotJudgeError(f"no dummy is of class {lead.source}, from which the accused trigger starts",
+                               "Take more dummies with --effort, or name a class with --target.")
     return Followed(lead, triggers_at(where, values, target=lead.target, source=lead.source), others)
 
 
