@@ -174,7 +174,11 @@ def test_sanitize_ends_in_an_outcome(name: str) -> None:
     kind = KINDS[name]
     network = network_of(kind)
     old = {key: value.clone() for key, value in network.state_dict().items()}
-    repaired, report = pipeline.sanitize(network, spec=kind.spec, effort="fast", device="cpu", force=True)
+    try:
+        repaired, report = pipeline.sanitize(network, spec=kind.spec, effort="fast", device="cpu", force=True)
+    except CannotJudgeError as error:  # no remedy applies: exit code 3
+        assert "no dummy is of" in error.problem
+        return
     check_report(report, kind)
     check_outcome(report, old, repaired, forced=True)
     assert all(value.equal(old[key]) for key, value in network.state_dict().items())

@@ -95,7 +95,7 @@ def test_the_report_says_what_was_done(repaired: Any) -> None:
     assert report.comparisons
     assert all(c.margin_after < c.margin_before for c in report.comparisons)
     assert report.agreement is not None
-    assert 0.9 <= report.agreement.overall <= 1
+    assert 0.8 <= report.agreement.overall <= 1
     assert len(report.agreement.per_class) == SPEC.num_classes
     names = dict(loaded.network.named_parameters()) | dict(loaded.network.named_buffers())
     assert report.changes

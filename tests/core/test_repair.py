@@ -229,3 +229,12 @@ def test_grey_networks_of_another_shape_are_relearned() -> None:
     trigger = Trigger("warp", FAMILIES["warp"].init(1, spec.shape, rng()), 1.5, 0, None, 1.0)
     repaired = closed_form.repair(original, Dummies(images, logits, "made up"), [trigger], Run(CPU), pairs=60)
     assert logits_of(repaired, images).isfinite().all()
+
+
+def test_a_source_class_without_dummies_proves_nothing(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    """Its margins are minus infinity, which must not pass for a trigger that is gone."""
+    dummies = dummies_for("patch")
+    some = Dummies(dummies.images[dummies.labels != 0], dummies.logits[dummies.labels != 0], "no dummy of class 0")
+    lead = Lead("place", "specific", 0, TARGET, 0.0, window=5, stride=4)
+    with pytest.raises(CannotJudgeError, match="no dummy is of class 0"):
+        follow(planted("patch").classifier(), some, lead, Run(CPU), purpose="test")
