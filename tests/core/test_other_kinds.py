@@ -177,7 +177,8 @@ def test_sanitize_ends_in_an_outcome(name: str) -> None:
     try:
         repaired, report = pipeline.sanitize(network, spec=kind.spec, effort="fast", device="cpu", force=True)
     except CannotJudgeError as error:  # no remedy applies: exit code 3
-        assert "no dummy is of" in error.problem
+        if "no dummy is of" not in error.problem:
+            raise
         return
     check_report(report, kind)
     check_outcome(report, old, repaired, forced=True)

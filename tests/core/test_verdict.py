@@ -202,7 +202,7 @@ def proof(monkeypatch: pytest.MonkeyPatch, some: Dummies, new: Classifier, *, be
     lead = Lead("add", "all2one", None, TARGET, limit, strength=0.1)
 
     def attacks(margin: float) -> tuple[verify.Attack, ...]:
-        trigger = Trigger("add", {}, 0.1, TARGET, None, margin)
+        trigger = Trigger("add", {"pattern": torch.zeros(1, *SPEC.shape)}, 0.1, TARGET, None, margin)
         return (verify.Attack(Followed(lead, (trigger,), limit), 0.5),) * leads
 
     monkeypatch.setattr(verify, "attack", lambda *arguments, **options: attacks(after))
@@ -228,6 +228,14 @@ def test_proof_refuses_what_still_reaches_the_goal(planted: PlantedOf, dummies_f
     assert "add" in bad.reason
     assert bad.agreement.overall == 1.0
     assert len(bad.attacks) == 1
+
+
+def test_proof_refuses_where_the_old_patterns_still_work(planted: PlantedOf, dummies_for: DummiesOf,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "success", lambda *arguments, **options: 0.95)
+    bad = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=-5.0, limit=3.0)
+    assert not bad.accepted
+    assert bad.comparisons[0].old_success_after == 0.95
 
 
 def test_proof_refuses_what_answers_differently(planted: PlantedOf, dummies_for: DummiesOf,
