@@ -159,16 +159,16 @@ def finish(case: Case, examined: Examined, *, method: str, output: str | Path | 
            ) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
     """Repair what an examination found, prove it and deliver: the second half of `sanitize`.
 
-    `ground` is what `prepare` gave for the same suspect, to compare methods without preparing again.
+    `ground` is what `prepare` gave for the same suspects, to compare methods without preparing again.
     """
     case.config.update(method=method, force=force, target=target)
-    suspect = accused(examined, target, force)
+    suspects = accused(examined, target, force)
     repaired = None
-    if suspect is not None:
-        ground = ground or prepare(case.parts, examined.dummies, examined.results, suspect, case.plan, case.run,
+    if suspects:
+        ground = ground or prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
                                    case.clock.stage, stored_as=case.loaded.checkpoint)
         repaired = remove(ground, method, rounds=case.plan.rounds)
-    return deliver(case, examined, suspect, repaired, method, output)
+    return deliver(case, examined, suspects, repaired, method, output)
 
 
 def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
@@ -204,22 +204,23 @@ def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 
 
-def accused(examined: Examined, target: int | None, force: bool) -> Suspect | None:
-    """What is to be repaired: the named target, the strongest suspect or, forced, the strongest signal."""
+def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:
+    """What is to be repaired, strongest first: the named target, the suspects or, forced, the strongest signal."""
     if target is not None:
-        return suspect_for(target, examined.results)
+        return [suspect_for(target, examined.results)]
     if examined.verdict.name == "inconclusive" and not force:
-        return None
+        return []
     if examined.verdict.suspects:
-        return examined.verdict.suspects[0]
+        return list(examined.verdict.suspects)
     usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
     if not force or not usable:
-        return None
+        return []
     best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))
-    return Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family, score=best.score or 0.0)
+    return [Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family,
+                    score=best.score or 0.0)]
 
 
-def deliver(case: Case, examined: Examined, suspect: Suspect | None, repaired: Repaired | None, method: str,
+def deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaired: Repaired | None, method: str,
              output: str | Path | None) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
     """Write what is to be written, and say what happened."""
     network, checkpoint = copy.deepcopy(case.loaded.network), case.loaded.checkpoint
@@ -242,7 +243,7 @@ def deliver(case: Case, examined: Examined, suspect: Suspect | None, repaired: R
             written = str(output)
     else:
         outcome, reason = "unsupported", "The evidence names no goal that a remedy could be applied to."
-    triggers = facts.triggers_of(examined.verdict.suspects or ([suspect] if suspect else []), examined.evidence)
+    triggers = facts.triggers_of(examined.verdict.suspects or suspects, examined.evidence)
     report = SanitizeReport(
         **_scan_fields(case, examined, triggers, "sanitize", output),  # type: ignore[arg-type]
         method=method, outcome=outcome, accepted=outcome == "accepted", reason=reason,

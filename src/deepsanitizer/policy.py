@@ -27,38 +27,46 @@ EFFORTS: dict[Effort, Plan] = {
 GROUPS = {"add": "field", "blend": "field", "filter": "colour", "warp": "warp", "patch": "local", "place": "local"}
 
 
-def leads_for(suspect: Suspect, results: Sequence[SignalResult], shape: tuple[int, int, int], *,
+def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shape: tuple[int, int, int], *,
               share: float = 0.4, limit_share: float = 0.5, most: int = 4,
               others: int = 2) -> tuple[list[Lead], list[Lead]]:
-    """The leads that fill the bank, and further ones that must fall with them.
+    """The leads that fill the bank, and further ones that must fall with them; suspects strongest first.
 
     The bank takes one group of families (full-image patterns, colours, warps, or local patterns): that of the
-    strongest signal for the suspect's goal. A full-image trigger is half reached by patches, and a patch by
-    full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. Within the group the
-    signals count that have at least `share` of the best score and whose margin is not reached to more than
-    `limit_share` by other classes. The strongest lead of up to `others` other groups that accuse are checked when
-    a repair is proven; what still works there joins the bank.
-    Where no signal accuses the goal (a user named it), the one that says most about it is followed.
+    strongest signal for the first suspect's goal. A full-image trigger is half reached by patches, and a patch by
+    full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that has at
+    least `share` of the best score and whose margin other classes do not reach to more than `limit_share`. Up to
+    `others` further leads, of other groups or for other suspects, are checked when a repair is proven; what still
+    works there joins the bank. Where no signal accuses the goal (a user named it), the one that says most about it
+    is followed.
     """
-    key = (suspect.kind, suspect.source, suspect.target)
-    mine = [r for r in results if _usable(r) and (r.kind, r.source, r.target) == key]
-    mine.sort(key=lambda r: -(r.score or 0))
-    if not mine:
-        assert suspect.target is not None
-        mine = [_named(suspect.target, results)]
     strides = dict(windows_for(shape))
     first: list[Lead] = []
-    further: dict[str, Lead] = {}
-    for result in mine:
-        lead = lead_of(result, strides.get(result.window, 1))
-        weak = (result.score or 0) < share * (mine[0].score or 0)
-        natural = max(result.runner_up or 0, 0) > limit_share * (result.margin or 0)
-        if GROUPS[result.family] == GROUPS[mine[0].family]:
-            if result is mine[0] or not (weak or natural):
+    further: list[Lead] = []
+    best: SignalResult | None = None
+    for suspect in suspects:
+        key = (suspect.kind, suspect.source, suspect.target)
+        mine = [r for r in results if _usable(r) and (r.kind, r.source, r.target) == key]
+        mine.sort(key=lambda r: -(r.score or 0))
+        if not mine and best is None:
+            assert suspect.target is not None
+            mine = [_named(suspect.target, results)]
+        groups: set[str] = set()
+        for result in mine:
+            best = best or result
+            group, lead = GROUPS[result.family], lead_of(result, strides.get(result.window, 1))
+            weak = (result.score or 0) < share * (best.score or 0)
+            natural = max(result.runner_up or 0, 0) > limit_share * (result.margin or 0)
+            if result is best:
                 first.append(lead)
-        elif (result.score or 0) >= 1:
-            further.setdefault(GROUPS[result.family], lead)
-    return first[:most], list(further.values())[:others]
+            elif weak or natural:
+                continue
+            elif suspect is suspects[0] and group == GROUPS[best.family]:
+                first.append(lead)
+            elif (result.score or 0) >= 1 and group not in groups:
+                further.append(lead)
+                groups.add(group)
+    return first[:most], further[:others]
 
 
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:

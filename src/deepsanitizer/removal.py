@@ -59,19 +59,19 @@ class Ground:
         with self.stage("verify"):
             round_like(candidate, self.stored_as)
             proof = prove(candidate, self.fresh, self.before, self.run, plain_margin=self.unit,
-                          purpose=f"verify {number}")
+                          purpose=f"verify {number}", accused=len(self.leads))
         return Repaired(candidate, proof, tuple(steps))
 
 
-def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], suspect: Suspect, plan: Plan, run: Run,
-            stage: Stage, *, stored_as: Checkpoint | None) -> Ground:
+def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], suspects: Sequence[Suspect], plan: Plan,
+            run: Run, stage: Stage, *, stored_as: Checkpoint | None) -> Ground:
     """Fresh dummies, the leads with matched strengths, and the attack on the old weights; shared by all methods."""
     old, unit = parts.classifier, plain_margin(dummies)
     with stage("fresh dummies"):
         fresh = invert(old, plan.fresh, run, purpose="fresh dummies")
     with stage("attack before"):
         first, further = (bank.matched(old, dummies, some, run, plain_margin=unit)
-                          for some in leads_for(suspect, results, old.spec.shape))
+                          for some in leads_for(suspects, results, old.spec.shape))
         before = attack(old, fresh, [*first, *further], run, purpose="verify before")
     return Ground(parts, dummies, fresh, tuple(first), before, unit, stored_as, run, stage)
 
@@ -112,25 +112,26 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
 
 
 def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0, 0.25),
-               enough: float = 0.05, most_lost: float = 0.02) -> tuple[Classifier, str]:
+               enough: float = 0.1, most_lost: float = 0.02) -> tuple[Classifier, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 
-    The heaviest weight comes first; a lighter one is taken where the bank still sends more than `enough` of the
+    The heaviest weight comes first; a lighter one is taken where the old patterns still send more than `enough` of the
     fresh dummies to the goal, and only if that loses at most `most_lost` of the heaviest weight's agreement.
     """
     chosen: Classifier | None = None
     kept, told = 0.0, ""
+    natural = [t for item in ground.before[:len(ground.leads)] for t in item.natural]
     for keep in keeps:
         candidate = closed_form.repair(ground.parts.classifier, ground.dummies, found, ground.run, keep=keep)
-        hits = success(candidate, found[:: max(1, len(found) // 6)], ground.fresh, ground.run, most=100)
+        hits = success(candidate, natural, ground.fresh, ground.run, most=100)
         agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
         if chosen is None:
             kept = agreed
         elif agreed < kept - most_lost:
             break
         chosen = candidate
-        told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies: the bank now sends "
-                f"{hits:.0%} of fresh dummies to the goal")
+        told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies: the old patterns "
+                f"now send {hits:.0%} of fresh dummies to the goal")
         if hits <= enough:
             break
     assert chosen is not None

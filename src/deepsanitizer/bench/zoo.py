@@ -2,9 +2,10 @@
 
     python -m deepsanitizer.bench.zoo --methods paper,auto --jobs 2
 
-Each model is scanned once per seed; the methods share the scan and the attack on the old weights. What is there already is not run again. Figures
-come from the zoo's own `evaluate.py`, on real test images; nothing of them reaches the tool. A candidate is measured
-also where the tool rolled it back: `candidate` is the remedy, `delivered` is what the user gets.
+Each model is scanned once per seed; the methods share the scan and the attack on the old weights. What is there
+already is not run again. Figures come from the zoo's own `evaluate.py`, on real test images; nothing of them reaches
+the tool. A candidate is measured also where the tool rolled it back: `candidate` is the remedy, `delivered` is what
+the user gets.
 """
 
 import json
@@ -46,9 +47,9 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
     loaded = loading.load(zoo / model, import_from=zoo)
     case = pipeline.open_case(loaded, None, "auto", "auto", seed, effort, silent, None)  # type: ignore[arg-type]
     examined = pipeline.examine(case)
-    suspect, ground = pipeline.accused(examined, None, force), None
-    if suspect is not None:
-        ground = removal.prepare(case.parts, examined.dummies, examined.results, suspect, case.plan, case.run,
+    suspects, ground = pipeline.accused(examined, None, force), None
+    if suspects:
+        ground = removal.prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
                                   case.clock.stage, stored_as=loaded.checkpoint)
     shared_seconds, shared_passes = (dict(table) for table in (case.clock.seconds, case.clock.passes))
     truth = json.loads((zoo / model / "truth.json").read_text())  # for the table only
