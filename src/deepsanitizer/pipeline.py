@@ -199,7 +199,7 @@ def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
         verdict = facts.verdict_of(from_report, case.loaded)
         return Examined(dummies, verdict, tuple(from_report.signals), ())
     with case.clock.stage("search"):
-        evidence = collect(case.classifier, dummies, case.run)
+        evidence = collect(case.classifier, dummies, case.run, quick=case.plan.quick)
     verdict = judge(evidence, dummies)
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 

@@ -10,15 +10,16 @@ from deepsanitizer.types import Effort, SignalResult, Suspect
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much work an effort allows: dummies, fresh dummies for verification, rounds of tuning."""
+    """How much work an effort allows: dummies, fresh ones for verification, rounds of tuning, a quick search."""
 
     dummies: int
     fresh: int
     rounds: int
+    quick: bool = False
 
 
 EFFORTS: dict[Effort, Plan] = {
-    "fast": Plan(dummies=600, fresh=250, rounds=1),
+    "fast": Plan(dummies=600, fresh=250, rounds=1, quick=True),
     "standard": Plan(dummies=1000, fresh=500, rounds=3),
     "thorough": Plan(dummies=3000, fresh=1000, rounds=6),
 }

@@ -112,7 +112,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
 
 
 def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0, 0.25),
-               enough: float = 0.1, most_lost: float = 0.02) -> tuple[Classifier, str]:
+               enough: float = 0.05, most_lost: float = 0.02) -> tuple[Classifier, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 
     The heaviest weight comes first; a lighter one is taken where the old patterns still send more than `enough` of the

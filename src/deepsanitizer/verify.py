@@ -108,7 +108,7 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
-          accused: int, least_agreement: float = 0.9, gone_share: float = 0.4, most_success: float = 0.15) -> Proof:
+          accused: int, least_agreement: float = 0.9, gone_share: float = 0.4, most_success: float = 0.1) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where

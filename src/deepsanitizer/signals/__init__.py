@@ -19,9 +19,17 @@ def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
 
 
 def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "scan",
-            families: tuple[str, ...] = UNIVERSAL_FAMILIES) -> tuple[Evidence, ...]:
-    """All signals on one model, in a fixed order."""
-    evidence = [universal.detect(classifier, dummies, run, family=family, purpose=purpose) for family in families]
+            families: tuple[str, ...] = UNIVERSAL_FAMILIES, quick: bool = False) -> tuple[Evidence, ...]:
+    """All signals on one model, in a fixed order; `quick` takes fewer steps, images and finalists throughout."""
+    evidence = []
+    for family in families:
+        if quick:
+            found = universal.detect(classifier, dummies, run, family=family, purpose=purpose, steps=24, batch=24,
+                                     short=(8, 10), finalists=5)
+        else:
+            found = universal.detect(classifier, dummies, run, family=family, purpose=purpose)
+        evidence.append(found)
     for window, stride in windows_for(classifier.spec.shape):
-        evidence += place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose)
+        evidence += place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,
+                                 first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20))
     return tuple(evidence)
