@@ -73,9 +73,9 @@ def command_line(command: str, loaded: Loaded, config: Mapping[str, object], see
     """The command that gives a report again; a comment where the model came from Python."""
     if loaded.checkpoint is None:
         return f"# called from Python: deepsanitizer.{command}(model, spec=..., seed={seed})"
-    words = ["deepsanitizer", command, str(loaded.checkpoint.path)]
+    words = ["deepsanitizer", command, _as_argument(loaded.checkpoint.path)]
     if output is not None:
-        words += ["--output", str(output)]
+        words += ["--output", _as_argument(output)]
     for name in ("method", "effort", "layer", "device", "target", "timeout"):
         if config.get(name) is not None:
             words += [f"--{name}", str(config[name])]
@@ -83,6 +83,11 @@ def command_line(command: str, loaded: Loaded, config: Mapping[str, object], see
         words.append("--force")
     told = " ".join(shlex.quote(word) for word in [*words, "--seed", str(seed)])
     return f"{told}   # with the same --import-from or --arch options"
+
+
+def _as_argument(path: str | Path) -> str:
+    """A path that is not taken for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def triggers_of(suspects: Sequence[Suspect], evidence: Sequence[Evidence]) -> tuple[Trigger, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deepsanitizer import facts, loading
 from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
-from deepsanitizer.errors import UsageError, WorkError
+from deepsanitizer.errors import CannotJudgeError, UsageError, WorkError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
 from deepsanitizer.removal import Ground, Repaired, prepare, remove
 from deepsanitizer.repair import METHODS
@@ -163,12 +163,15 @@ def finish(case: Case, examined: Examined, *, method: str, output: str | Path | 
     """
     case.config.update(method=method, force=force, target=target)
     suspects = accused(examined, target, force)
-    repaired = None
-    if suspects:
-        ground = ground or prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
-                                   case.clock.stage, stored_as=case.loaded.checkpoint)
-        repaired = remove(ground, method, rounds=case.plan.rounds)
-    return deliver(case, examined, suspects, repaired, method, output)
+    repaired, refused = None, ""
+    try:
+        if suspects:
+            ground = ground or prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
+                                       case.clock.stage, stored_as=case.loaded.checkpoint)
+            repaired = remove(ground, method, rounds=case.plan.rounds)
+    except CannotJudgeError as error:  # no dummy to which what was found applies
+        refused = str(error)
+    return deliver(case, examined, suspects, repaired, method, output, refused=refused)
 
 
 def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
@@ -221,8 +224,9 @@ def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect
 
 
 def deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaired: Repaired | None, method: str,
-             output: str | Path | None) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
-    """Write what is to be written, and say what happened."""
+            output: str | Path | None, *, refused: str = "",
+            ) -> tuple[nn.Module, SanitizeReport, dict[str, Tensor] | None]:
+    """Write what is to be written, and say what happened; `refused` is why no remedy could be applied."""
     network, checkpoint = copy.deepcopy(case.loaded.network), case.loaded.checkpoint
     written = digest = state = proof = None
     outcome: Outcome
@@ -236,6 +240,8 @@ def deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaire
                 digest = _write(case.clock, lambda: loading.save(state, checkpoint, output))
                 _check_written(loading.read_back(checkpoint, output), state)
                 written = str(output)
+    elif refused:
+        outcome, reason = "unsupported", refused
     elif examined.verdict.name == "clean":
         outcome, reason = "unchanged", "Nothing suspicious was found, so nothing was changed."
         if output is not None and checkpoint is not None:
@@ -243,6 +249,9 @@ def deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaire
             written = str(output)
     else:
         outcome, reason = "unsupported", "The evidence names no goal that a remedy could be applied to."
+    if suspects and examined.verdict.name == "clean":
+        asked = "it was forced" if case.config["force"] else "a target was named"
+        reason = f"Nothing suspicious was found; a repair was tried because {asked}. {reason}"
     triggers = facts.triggers_of(examined.verdict.suspects or suspects, examined.evidence)
     report = SanitizeReport(
         **_scan_fields(case, examined, triggers, "sanitize", output),  # type: ignore[arg-type]

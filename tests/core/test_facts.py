@@ -40,18 +40,25 @@ def trigger(family: str = "add", *, target: int | None = 1, source: int | None =
     return Trigger(family, params, FAMILIES[family].strength, target, source, 5.0, goals)
 
 
-@pytest.mark.parametrize("path", ["models/net.pt", "my models/net's $(rm).pt", "-net.pt"])
-def test_the_command_is_one_that_a_shell_reads_back(path: str) -> None:
+@pytest.mark.parametrize(("path", "told_as"), [
+    ("models/net.pt", "models/net.pt"), ("my models/net's $(rm).pt", "my models/net's $(rm).pt"),
+    ("-net.pt", "./-net.pt"), ("--force", "./--force")])
+def test_the_command_is_one_that_a_shell_and_the_program_read_back(path: str, told_as: str) -> None:
     config = {"method": "tune", "effort": "fast", "layer": "auto", "target": 3, "timeout": None, "force": True}
     told = facts.command_line("sanitize", loaded(path), config, 7, "out dir/net.pt")
     words = shlex.split(told, comments=True)
     assert words[:2] == ["deepsanitizer", "sanitize"]
-    assert path in words
+    assert words[2] == told_as
     for option, value in (("--output", "out dir/net.pt"), ("--method", "tune"), ("--effort", "fast"),
                           ("--layer", "auto"), ("--target", "3"), ("--seed", "7")):
         assert words[words.index(option) + 1] == value
     assert "--force" in words
     assert "--timeout" not in words
+
+
+def test_an_output_is_not_taken_for_an_option() -> None:
+    words = shlex.split(facts.command_line("sanitize", loaded(), {}, 0, Path("-out.pt")), comments=True)
+    assert words[3:5] == ["--output", "./-out.pt"]
 
 
 def test_a_model_from_python_has_no_command() -> None:

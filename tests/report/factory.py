@@ -267,6 +267,7 @@ def sanitized(base: ScanReport, outcome: Outcome = "accepted", **changes: Any) -
                 margin_after=after,
                 success_after=0.031 if worked else 0.97,
                 others_after=2.4,
+                old_success_after=0.047 if worked else 0.883,
             ),
             SearchComparison(
                 family="add",

@@ -140,6 +140,8 @@ def test_what_was_changed_before_and_after_and_hashes() -> None:
         "34.2",
         "−1.2",
         "✓ in line",
+        "4.7 %",
+        "Old patterns: of fresh dummies",
         "97.2 %",
         "layer1.0.conv1.weight",
         "15.5 %",
@@ -156,6 +158,7 @@ def test_what_was_changed_before_and_after_and_hashes() -> None:
     rolled_back = Page(to_html(sanitized(backdoored(), "rolled_back"))).text
     assert "No file was written." in rolled_back
     assert "✗ stands out" in rolled_back
+    assert "88.3 %" in rolled_back
     assert "What was changed" not in Page(to_html(scan())).text
 
 

@@ -72,12 +72,14 @@ def test_the_summary_says_what_matters() -> None:
         "sha256 762069bc",
         "uncalibrated",
         "step 0: 0.0003",
+        "still send to the class, of fresh dummies: 4.7 % (place), 0 % (add).",
         "in line",
     ):
         assert words in text
     rolled_back = " ".join(plain(sanitized(backdoored(), "rolled_back")).split())
     assert "No file was written." in rolled_back
     assert "STANDS OUT" in rolled_back
+    assert "of fresh dummies: 88.3 % (place), 0 % (add)." in rolled_back
     assert "sha256" not in rolled_back
 
 

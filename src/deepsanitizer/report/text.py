@@ -145,6 +145,9 @@ def _repair(report: SanitizeReport, out: _Printer) -> None:
                  f"{percent(c.success_before)} to {percent(c.success_after)}",
                  "in line" if comparison_in_line(c) else "STANDS OUT"] for c in report.comparisons]
         out.table(["search", "class", "margin", "others", "success", ""], rows)
+        still = ", ".join(f"{percent(c.old_success_after)} ({c.family})" for c in report.comparisons)
+        out.line(f"The patterns found on the old weights, at about the strength that those obeyed, still send to the "
+                 f"class, of fresh dummies: {still}.", indent=2)
     if report.agreement is not None:
         worst = min((value for value in report.agreement.per_class if value is not None), default=None)
         out.line(f"Old and new model agree on {percent(report.agreement.overall)} of fresh dummies; "
