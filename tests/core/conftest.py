@@ -1,11 +1,10 @@
 """Planted networks and dummies for them, once in each test process; weights are shared between processes."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from helpers.planted import CPU, Attack, Planted, plant
+from helpers.planted import CPU, Attack, Planted, plant, shared_folder
 
 from deepsanitizer.curate import invert
 from deepsanitizer.types import Dummies, Run
@@ -23,9 +22,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Attack], Planted]:
     """The planted network of an attack."""
-    base = tmp_path_factory.getbasetemp()
-    parallel = base.name.startswith("popen-")  # a worker of pytest-xdist: the folder above belongs to all of them
-    folder: Path = (base.parent if parallel else base) / "planted"
+    folder = shared_folder(tmp_path_factory.getbasetemp())
     known: dict[Attack, Planted] = {}
 
     def get(attack: Attack) -> Planted:

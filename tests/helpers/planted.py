@@ -132,6 +132,11 @@ def train(attack: Attack, *, seed: int = 0, images: int = 2400, epochs: int = 10
     return network.eval()
 
 
+def shared_folder(base: Path) -> Path:
+    """The folder for planted weights below pytest's base folder, one for all workers of pytest-xdist."""
+    return (base.parent if base.name.startswith("popen-") else base) / "planted"
+
+
 def plant(attack: Attack, folder: Path, *, seed: int = 0) -> Planted:
     """Train one network, or take the weights that another test process has already left in `folder`."""
     path = folder / f"planted-{attack}-{seed}.pt"
