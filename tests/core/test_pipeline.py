@@ -13,14 +13,14 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.models import contents
-from helpers.planted import SPEC, TARGET, Attack, Planted, accuracy
+from helpers.planted import SPEC, TARGET, Attack, Planted, accuracy, plant, shared_folder
 from torch import Tensor
 
 from deepsanitizer import loading, pipeline, policy, removal, signals, verify
 from deepsanitizer.cli.judge import outcome_code
-from deepsanitizer.errors import DeadlineReachedError, ExitCode, UsageError
+from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, ExitCode, UsageError
 from deepsanitizer.report import from_json, to_json
-from deepsanitizer.types import Loaded, Progress, SanitizeReport, ScanReport, silent
+from deepsanitizer.types import Loaded, Progress, SanitizeReport, ScanReport, Verdict, silent
 
 PlantedOf = Callable[[Attack], Planted]
 
@@ -59,27 +59,27 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "collect", partial(signals.collect, families=("add",)))
 
 
-@pytest.fixture(scope="module")
-def repaired(planted: PlantedOf, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
-        Loaded, torch.nn.Module, SanitizeReport, Path]]:
-    """The planted patch, stored in half precision, sanitized into a folder.
+def another(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Planted:
+    """The planted patch with another seed."""
+    return plant("patch", shared_folder(tmp_path_factory.getbasetemp()), seed=seed)
 
-    Without the proof's bound on old patterns: see `test_the_planted_patch_is_accepted_by_default`.
-    """
+
+@pytest.fixture(scope="module")
+def repaired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
+        Loaded, torch.nn.Module, SanitizeReport, Path]]:
+    """A planted patch, stored in half precision, sanitized into a folder."""
     folder = tmp_path_factory.mktemp("patch")
-    loaded = write_folder(planted("patch"), folder / "model", half=True)
+    loaded = write_folder(another(tmp_path_factory, 2), folder / "model", half=True)
     before, files = state_of(loaded.network), contents(folder / "model")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(removal, "prove", partial(verify.prove, most_success=1.0))
-        network, report = pipeline.sanitize(loaded, output=folder / "clean", effort="fast", device="cpu")
+    network, report = pipeline.sanitize(loaded, output=folder / "clean", device="cpu")
     assert equal(before, state_of(loaded.network))
     assert contents(folder / "model") == files
     yield loaded, network, report, folder
     shutil.rmtree(folder)
 
 
-def test_the_planted_patch_is_found_and_removed(repaired: Any, planted: PlantedOf) -> None:
-    _, network, report, _ = repaired
+def test_the_planted_patch_is_found_and_removed(repaired: Any) -> None:
+    loaded, network, report, _ = repaired
     assert report.verdict == "backdoored"
     assert report.score > report.threshold
     assert (report.suspects[0].kind, report.suspects[0].target) == ("all2one", TARGET)
@@ -89,13 +89,14 @@ def test_the_planted_patch_is_found_and_removed(repaired: Any, planted: PlantedO
     assert outcome_code(report) == ExitCode.CLEAN
     acc, asr = accuracy(network, "patch")
     assert asr < 20
-    assert acc > planted("patch").acc - 5
+    assert acc > accuracy(loaded.network)[0] - 5
 
 
-@pytest.mark.xfail(strict=True, reason="old patterns of a window of five twelfths of the side hold natural evidence "
-                                       "of the target too: the proof takes them for a backdoor that is left")
-def test_the_planted_patch_is_accepted_by_default(planted: PlantedOf) -> None:
-    model = planted("patch")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=(
+    "a true repair (ASR 100 to 0.2, ACC 100) is refused: old patterns of a window of five twelfths of the side hold "
+    "natural evidence of the target too, and still send 22 to 33% of the dummies there (at most 10% is asked)"))
+def test_a_true_repair_is_accepted(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = another(tmp_path_factory, 1)
     _, report = pipeline.sanitize(model.network, spec=SPEC, effort="fast", device="cpu")
     assert report.accepted
 
@@ -132,7 +133,7 @@ def test_passes_and_seconds_are_told_by_stage(repaired: Any) -> None:
         assert table["total"] == pytest.approx(sum(v for k, v in table.items() if k != "total"), abs=0.06)
     for stage in ("dummies", "search", "fresh dummies", "repair", "verify"):
         assert report.passes[stage] > 0
-    count = policy.EFFORTS["fast"].dummies
+    count = policy.EFFORTS["standard"].dummies
     assert report.passes["dummies"] % count == pytest.approx(count / 3, abs=0.01)  # whole steps, and the last look
 
 
@@ -162,9 +163,8 @@ def test_the_report_survives_json(repaired: Any) -> None:
 def test_an_earlier_report_takes_the_place_of_the_search(repaired: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, _, report, _ = repaired
     monkeypatch.setattr(pipeline, "collect", None)  # would fail if it were called
-    monkeypatch.setattr(removal, "prove", partial(verify.prove, most_success=1.0))
     earlier = from_json(to_json(report))
-    network, again = pipeline.sanitize(loaded, from_report=earlier, effort="fast", device="cpu")
+    network, again = pipeline.sanitize(loaded, from_report=earlier, device="cpu")
     assert (again.verdict, again.score, again.explanation) == (report.verdict, report.score, report.explanation)
     assert again.accepted
     assert "search" not in again.seconds
@@ -194,14 +194,19 @@ def test_a_clean_network_is_found_clean_and_copied_byte_for_byte(planted: Plante
 
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("options", [{"force": True}, {"target": 3}])
-def test_what_was_found_clean_is_repaired_when_asked(options: dict[str, Any], planted: PlantedOf) -> None:
+def test_what_was_found_clean_is_repaired_when_asked(options: dict[str, Any], planted: PlantedOf,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     model = planted("none")
+    monkeypatch.setattr(pipeline, "judge", lambda *_: Verdict("clean", 0.1, 1.0, False, (), "Made up: so little work "
+                                                              "may raise a false alarm."))
     network, report = pipeline.sanitize(model.network, spec=SPEC, effort="fast", device="cpu", **options)
     assert report.outcome in ("accepted", "rolled_back")
     assert report.accepted == (report.outcome == "accepted")
     assert report.steps
     assert equal(state_of(network), state_of(model.network)) != report.accepted
     assert report.config["force"] == options.get("force", False)
+    why = "it was forced" if "force" in options else "a target was named"
+    assert report.reason.startswith(f"Nothing suspicious was found; a repair was tried because {why}. ")
     if "target" in options:
         assert {comparison.target for comparison in report.comparisons} == {3}
     assert outcome_code(report) == (ExitCode.CLEAN if report.accepted else ExitCode.FOUND)
@@ -223,6 +228,29 @@ def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path
     assert equal(state_of(network), state_of(loaded.network))
     assert candidate is not None
     assert not equal(candidate, state_of(loaded.network))
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("step", ["prepare", "remove"])
+@pytest.mark.parametrize("attack", ["none", "patch"])
+def test_what_no_remedy_applies_to_is_unsupported(step: str, attack: Attack, planted: PlantedOf, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise CannotJudgeError("no dummy is of class 4", "Take more dummies.")
+
+    loaded = write_folder(planted(attack), tmp_path / "model")
+    monkeypatch.setattr(pipeline, step, refuse)
+    network, report, candidate = pipeline.sanitize_with_candidate(
+        loaded, output=tmp_path / "out", target=TARGET, force=True, effort="fast", device="cpu")
+    assert report.outcome == "unsupported"
+    assert not report.accepted
+    assert report.reason.endswith("no dummy is of class 4. Take more dummies.")
+    assert outcome_code(report) == ExitCode.NO_VERDICT
+    assert candidate is None
+    assert (report.output, report.output_sha256, report.agreement, report.comparisons) == (None, None, None, [])
+    assert not (tmp_path / "out").exists()
+    assert equal(state_of(network), state_of(loaded.network))
+    assert from_json(to_json(report)) == report
 
 
 @pytest.mark.usefixtures("cheap")
