@@ -19,7 +19,7 @@ class Plan:
 
 
 EFFORTS: dict[Effort, Plan] = {
-    "fast": Plan(dummies=600, fresh=250, rounds=1, quick=True),
+    "fast": Plan(dummies=700, fresh=250, rounds=1, quick=True),
     "standard": Plan(dummies=1000, fresh=500, rounds=3),
     "thorough": Plan(dummies=3000, fresh=1000, rounds=6),
 }

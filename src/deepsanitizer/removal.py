@@ -53,13 +53,16 @@ class Ground:
     stored_as: Checkpoint | None
     run: Run
     stage: Stage
+    quick: bool
+    must_repeat: bool  # not where a repair was forced without an accusation
 
     def proven(self, candidate: Classifier, number: int, steps: Sequence[str]) -> Repaired:
         """Round to the stored precision, then search anew: what is proven is what will be in the file."""
         with self.stage("verify"):
             round_like(candidate, self.stored_as)
             proof = prove(candidate, self.fresh, self.before, self.run, plain_margin=self.unit,
-                          purpose=f"verify {number}", accused=len(self.leads))
+                          purpose=f"verify {number}", accused=len(self.leads), must_repeat=self.must_repeat,
+                          quick=self.quick)
         return Repaired(candidate, proof, tuple(steps))
 
 
@@ -72,8 +75,9 @@ def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], sus
     with stage("attack before"):
         first, further = (bank.matched(old, dummies, some, run, plain_margin=unit)
                           for some in leads_for(suspects, results, old.spec.shape))
-        before = attack(old, fresh, [*first, *further], run, purpose="verify before")
-    return Ground(parts, dummies, fresh, tuple(first), before, unit, stored_as, run, stage)
+        before = attack(old, fresh, [*first, *further], run, purpose="verify before", quick=plan.quick)
+    return Ground(parts, dummies, fresh, tuple(first), before, unit, stored_as, run, stage, plan.quick,
+                  must_repeat=suspects[0].score >= 0.8)
 
 
 def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
@@ -87,7 +91,9 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
     old, dummies, run = ground.parts.classifier, ground.dummies, ground.run
     try:
         with ground.stage("repair"):
-            found = [t for lead in ground.leads for t in bank.follow(old, dummies, lead, run, purpose="bank").triggers]
+            plan = bank.QUICK if ground.quick else bank.FULL
+            found = [t for lead in ground.leads
+                     for t in bank.follow(old, dummies, lead, run, purpose="bank", **plan).triggers]
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
             if method == "tune":
                 candidate = tune.repair(old, dummies, found, run)
@@ -97,7 +103,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 steps.append(told)
         best = ground.proven(candidate, 0, steps)
         for number in range(1, rounds + 1 if method == "auto" else 1):
-            if best.proof.accepted:
+            if best.proof.accepted or not best.proof.repeated:
                 break
             found += [t for item, said in zip(best.proof.attacks, best.proof.comparisons, strict=True)
                       if said in best.proof.left for t in item.found.triggers]

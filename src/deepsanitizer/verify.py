@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from deepsanitizer.classifier import Classifier, logits_of
-from deepsanitizer.repair.bank import Followed, Lead, follow
+from deepsanitizer.repair.bank import FULL, QUICK, Followed, Lead, follow
 from deepsanitizer.triggers import apply_trigger
 from deepsanitizer.types import Agreement, Dummies, Run, SearchComparison, Trigger
 
@@ -39,6 +39,7 @@ class Proof:
     reason: str
     attacks: tuple[Attack, ...]
     left: tuple[SearchComparison, ...]  # those that show the backdoor still there
+    repeated: bool  # an attack succeeded on the old weights, so that its failure on the new ones says something
 
 
 def agreement(fresh: Dummies, new: Classifier) -> Agreement:
@@ -66,11 +67,11 @@ def sure_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> fl
 
 
 def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: Run, *,
-           purpose: str) -> tuple[Attack, ...]:
+           purpose: str, quick: bool = False) -> tuple[Attack, ...]:
     """For each lead a fresh search, and how many dummies its strongest result sends to the goal."""
     attacks = []
     for lead in leads:
-        found = follow(classifier, fresh, lead, run, purpose=purpose)
+        found = follow(classifier, fresh, lead, run, purpose=purpose, **(QUICK if quick else FULL))
         natural = tuple(at_natural_strength(classifier, trigger, fresh, run) for trigger in found.triggers[:3])
         attacks.append(Attack(found, success(classifier, found.triggers[:1], fresh, run), natural))
     return tuple(attacks)
@@ -108,16 +109,18 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
-          accused: int, least_agreement: float = 0.9, gone_share: float = 0.4, most_success: float = 0.1) -> Proof:
+          accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
+          gone_share: float = 0.4, most_success: float = 0.1) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
     its margin is now below what other classes reach, or below `gone_share` of the network's plain margin where that
-    is more. For those of the bank also the patterns found on the old weights, at their natural strength, may send at
-    most `most_success` of the dummies to the goal, which proves nothing alone. Agreement is asked for on the surer
-    half of the dummies (`sure_agreement`).
+    is more. For those of the bank, and for other goals, also the patterns found on the old weights, at their natural
+    strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. Where no
+    attack on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked
+    for on the surer half of the dummies (`sure_agreement`).
     """
-    after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose)
+    after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
     agreed = agreement(fresh, new)
     sure = sure_agreement(fresh, new, before[0].found.lead.target if before else None)
     run.meter.add(2 * len(fresh), backward=False)
@@ -128,15 +131,21 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         others_after=max(now.found.others, gone_share * plain_margin),
         old_success_after=success(new, old.natural, fresh, run))
         for old, now in zip(before, after, strict=True)]
+    goal = comparisons[0].target if comparisons else None
     left = [c for number, c in enumerate(comparisons) if c.margin_after > c.others_after
-            or (number < accused and c.old_success_after > most_success)]
+            or ((number < accused or c.target != goal) and c.old_success_after > most_success)]
+    repeated = not must_repeat or any(
+        old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
     if sure < least_agreement:
         reason = (f"The new weights agree with the old ones on only {sure:.1%} of the surer fresh dummies "
                   f"(at least {least_agreement:.0%} is asked).")
+    elif not repeated:
+        reason = "The accusation could not be repeated on the old weights with other seeds, so nothing is proven."
     elif left:
         names = ", ".join(sorted({c.family for c in left}))
         reason = f"The goal is still reached ({names}): more easily than other classes, or by the old patterns."
     else:
         reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
                   (", and new searches no longer reach the goal more easily than other classes." if after else "."))
-    return Proof(agreed, tuple(comparisons), sure >= least_agreement and not left, reason, after, tuple(left))
+    accepted = sure >= least_agreement and repeated and not left
+    return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), repeated)

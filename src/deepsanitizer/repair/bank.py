@@ -1,7 +1,7 @@
 """The bank: the transformations that a repair unlearns, searched anew for each accusation.
 
-What: for an image family, restarts for the target at two strengths in one batch, of which the strongest are kept;
-for patches, the search by place at the window size that accused.
+What: for an image family, restarts for the target in one batch, of which the strongest are kept; for patches, the
+search by place at the window size that accused.
 Why it works: one search may meet a natural pattern, the strongest of several meets the trigger. A pattern far
 stronger than the trigger would swamp the least squares, so the strength is first lowered until the margin is no
 more than `most_plain_margins` times the network's own plain margin.
@@ -9,6 +9,7 @@ more than `most_plain_margins` times the network's own plain margin.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 
@@ -38,13 +39,26 @@ class Lead:
 
 def match_strength(classifier: Classifier, dummies: Dummies, family: str, target: int, run: Run, *,
                    plain_margin: float, most_plain_margins: float = 15.0,
-                   ladder: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125), steps: int = 20) -> float:
+                   ladder: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125), steps: int = 20,
+                   batch: int = 32) -> float:
     """The largest rung of the ladder whose pattern is not absurdly strong, in the family's units."""
     strengths = torch.tensor(ladder) * FAMILIES[family].strength
-    found = universal(classifier, dummies, family, [target] * len(ladder), run, steps=steps, strengths=strengths,
-                      purpose=f"strength {family} {target}", score_on=64)
+    found = universal(classifier, dummies, family, [target] * len(ladder), run, steps=steps, batch=batch,
+                      strengths=strengths, purpose=f"strength {family} {target}", score_on=64)
     fit = found.margin <= most_plain_margins * plain_margin
     return strengths[int(fit.int().argmax()) if fit.any() else -1].item()
+
+
+class Thrift(TypedDict, total=False):
+    """Keywords of `follow` that an effort sets."""
+
+    restarts: int
+    steps: int
+    batch: int
+
+
+QUICK: Thrift = {"restarts": 6}
+FULL: Thrift = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +76,23 @@ class Followed:
 
 
 def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, purpose: str,
-           shares: tuple[float, ...] = (1.0, 0.6), restarts: int = 3, keep: float = 0.7) -> Followed:
+           restarts: int = 8, steps: int = 25, batch: int = 12, keep: float = 0.7) -> Followed:
     """Search what one lead says on this classifier.
 
-    Image families take `restarts` at each of the `shares` of the lead's strength; restarts below `keep` of the
-    strongest are dropped, and other classes are those of the scan. By place, classes compete in the search itself.
+    Image families take `restarts` at the lead's strength; those below `keep` of the strongest are dropped, and other
+    classes are those of the scan. Many short restarts give a more various bank than few long ones, at less cost; weaker
+    patterns in it leave more of the trigger (docs/research/log.md, 8). By place, classes compete in the search itself.
     """
     if lead.family == "place":
         return _follow_place(classifier, dummies, lead, run, purpose)
     assert lead.target is not None
-    groups = [share for share in shares for _ in range(restarts)]
-    found = universal(classifier, dummies, lead.family, [lead.target] * len(groups), run,
-                      strengths=torch.tensor(groups) * lead.strength, source=lead.source,
+    found = universal(classifier, dummies, lead.family, [lead.target] * restarts, run,
+                      strengths=torch.full((restarts,), lead.strength), source=lead.source, steps=steps, batch=batch,
                       purpose=f"{purpose} {lead.family} {lead.target}")
-    kept: list[int] = []
-    for rung in range(len(shares)):
-        margins = found.margin[rung * restarts:(rung + 1) * restarts]
-        floor = margins.max() - (1 - keep) * margins.max().abs()  # also right where nothing succeeds
-        kept += [rung * restarts + i for i in range(restarts) if margins[i] >= floor]
-    kept.sort(key=lambda i: -found.margin[i].item())
+    floor = found.margin.max() - (1 - keep) * found.margin.max().abs()  # also right where nothing succeeds
+    order = [i for i in found.margin.argsort(descending=True).tolist() if found.margin[i] >= floor]
     return Followed(lead, tuple(Trigger(lead.family, found.take(i), found.strength[i].item(), lead.target, lead.source,
-                                        found.margin[i].item()) for i in kept), lead.limit)
+                                        found.margin[i].item()) for i in order), lead.limit)
 
 
 def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str) -> Followed:

@@ -27,7 +27,7 @@ from deepsanitizer.types import Dummies, Run, Trigger
 
 
 def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keep: float = 4.0,
-           ridge: float = 0.03, pairs: int = 1000, rows: int = 16_000, robust: bool = False, weakest: float = 0.5,
+           ridge: float = 0.03, pairs: int = 1000, rows: int = 16_000, robust: bool = False, weakest: float = 0.6,
            purpose: str = "closed form", start: Classifier | None = None) -> Classifier:
     """A new classifier, every linear map relearned. `rows` bounds the rows of each of the two terms."""
     generator = run.generator(purpose)

@@ -25,7 +25,7 @@ class Places:
 
 def places(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, window: int, stride: int,
            lr: float = 0.5, first: tuple[int, int] = (8, 10), second: tuple[int, int] = (14, 20), keep: int = 24,
-           score_per_class: int = 4, only_best: bool = False, images_at_once: int = 640) -> Places:
+           score_per_class: int = 4, score_on: int = 160, only_best: bool = False, images_at_once: int = 640) -> Places:
     """Search a square window at every place; every image picks the goal that it is sent to most easily.
 
     One search tells all-to-one, source-specific and all-to-all triggers, at a cost that does not depend on the
@@ -49,7 +49,8 @@ def places(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, 
     if only_best:
         params = {name: value[kept.to(device)] for name, value in params.items()}
         everything = Places(window, params, torch.empty(0), kept[kept])
-    cells = _cells(classifier, dummies, params, run, score_per_class, images_at_once)
+    cells = _cells(classifier, dummies, params, run, min(score_on, score_per_class * classifier.spec.num_classes),
+                   images_at_once)
     return replace(everything, cells=cells)
 
 
@@ -86,11 +87,11 @@ def _climb(classifier: Classifier, dummies: Dummies, params: dict[str, Tensor], 
 
 
 @torch.no_grad()
-def _cells(classifier: Classifier, dummies: Dummies, params: dict[str, Tensor], run: Run, per_class: int,
+def _cells(classifier: Classifier, dummies: Dummies, params: dict[str, Tensor], run: Run, count: int,
            images_at_once: int) -> Tensor:
-    """Mean margins (P, K, K) of goals over sources, with a few dummies of each source class (at most 160 in all)."""
+    """Mean margins (P, K, K) of goals over sources, with `count` dummies of all source classes."""
     classes, kind, device = classifier.spec.num_classes, FAMILIES["place"], classifier.compute.device
-    order = _balanced(dummies, torch.Generator().manual_seed(0))[: min(160, per_class * classes)]
+    order = _balanced(dummies, torch.Generator().manual_seed(0))[:count]
     images, own = dummies.images[order], dummies.labels[order]
     rows = torch.nn.functional.one_hot(own, classes).float()
     rows = rows / rows.sum(0).clamp_min(1)

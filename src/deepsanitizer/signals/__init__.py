@@ -31,5 +31,6 @@ def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
         evidence.append(found)
     for window, stride in windows_for(classifier.spec.shape):
         evidence += place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,
-                                 first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20))
+                                 first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20),
+                                 score_on=80 if quick else 160)
     return tuple(evidence)

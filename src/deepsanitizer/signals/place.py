@@ -21,15 +21,16 @@ from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
-           first: tuple[int, int] = (8, 10), second: tuple[int, int] = (14, 20),
+           first: tuple[int, int] = (8, 10), second: tuple[int, int] = (14, 20), score_on: int = 160,
            accuse_at: tuple[float, float, float] = (1.0, 0.3, 0.5)) -> tuple[Evidence, ...]:
     """One window size: evidence for all-to-one, all-to-all and source-specific, in this order.
 
-    `first` and `second` are the rounds of the search (steps, images a step). `accuse_at` are the plain margins by which each of them must lead for a score of 1.
+    `first` and `second` are the rounds of the search (steps, images a step). `accuse_at` are the plain margins by
+    which each of them must lead for a score of 1.
     """
     before = run.meter.passes
     found = places(classifier, dummies, run, purpose=f"{purpose} place {window}", window=window, stride=stride,
-                   first=first, second=second)
+                   first=first, second=second, score_on=score_on)
     passes, unit = run.meter.passes - before, plain_margin(dummies)
     one = _all2one(found, unit * accuse_at[0], passes)
     return one, _all2all(found, unit * accuse_at[1]), _specific(found, unit * accuse_at[2])
