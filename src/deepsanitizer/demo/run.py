@@ -53,7 +53,7 @@ def run(report_dir: Path | None, *, device: str = "auto", seed: int = 0,
     if report_dir is not None:
         _make_folder(report_dir)
     model = load_model()
-    network, found = pipeline.sanitize(model, effort="fast", device=device, seed=seed, progress=progress)
+    network, found = pipeline.sanitize(model, device=device, seed=seed, progress=progress)
     images, labels = load_data(truth.ASSETS / "signs.npz")
     planted = truth.planted()
     before, after = (
