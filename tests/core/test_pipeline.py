@@ -92,9 +92,6 @@ def test_the_planted_patch_is_found_and_removed(repaired: Any) -> None:
     assert acc > accuracy(loaded.network)[0] - 5
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=(
-    "a true repair (ASR 100 to 0.2, ACC 100) is refused: old patterns of a window of five twelfths of the side hold "
-    "natural evidence of the target too, and still send 22 to 33% of the dummies there (at most 10% is asked)"))
 def test_a_true_repair_is_accepted(tmp_path_factory: pytest.TempPathFactory) -> None:
     model = another(tmp_path_factory, 1)
     _, report = pipeline.sanitize(model.network, spec=SPEC, effort="fast", device="cpu")

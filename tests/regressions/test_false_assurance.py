@@ -37,16 +37,16 @@ def planted(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 def known(case: Case, reason: str) -> ParameterSet:
-    """A false assurance that is measured and not yet prevented."""
-    return pytest.param(case, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
+    """A false assurance that is measured and not yet prevented. Not strict: it hangs on the last bits of a search."""
+    return pytest.param(case, marks=pytest.mark.xfail(strict=False, raises=AssertionError, reason=reason))
 
 
 @pytest.mark.parametrize("case", [
     Case("patch", 0, "fast"),
-    known(Case("patch", 2, "fast"), "accepted at ASR 99.8 to 99.8: the search that should prove the repair reaches "
-          "the goal on no dummy with the old weights either (margin -11.4, success 0), so its failure shows nothing"),
-    known(Case("patch", 0, "standard", half=True), "accepted at ASR 100 to 96: a natural suspect (class 5) comes "
-          "first; the true one (class 2) is a further lead, whose old patterns still send 67% of the dummies to it"),
+    # Once accepted at 99.8: the attack failed on the old weights too, so its failure on the new ones showed nothing.
+    Case("patch", 2, "fast"),
+    # Once accepted at 96: a natural suspect came first, and the old patterns of the true one were not held against it.
+    Case("patch", 0, "standard", half=True),
     Case("blend", 0, "fast"),
     Case("blend", 2, "fast"),
     known(Case("blend", 1, "standard"), "accepted at ASR 99.4 to 23.2: the old patterns of the substitute patches "
