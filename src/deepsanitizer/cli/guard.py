@@ -123,9 +123,12 @@ def _stop_signals() -> Iterator[None]:
 
 
 def _hush() -> None:
-    """Where the reader of an output went away, let Python's own flush at exit go nowhere."""
+    """Where an output's reader went away or its disk is full, let Python's own flush at exit go nowhere.
+
+    What could not be written stays buffered; a second failure at exit would turn the exit code into 120.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
