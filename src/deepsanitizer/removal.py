@@ -117,16 +117,16 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
     return best
 
 
-def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0, 0.25),
-               enough: float = 0.05, most_lost: float = 0.02) -> tuple[Classifier, str]:
+def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0),
+               enough: float = 0.1, most_lost: float = 0.02) -> tuple[Classifier, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 
-    The heaviest weight comes first; a lighter one is taken where the old patterns still send more than `enough` of the
+    The heaviest weight comes first; a lighter one is taken where the strongest old patterns still send more than `enough` of the
     fresh dummies to the goal, and only if that loses at most `most_lost` of the heaviest weight's agreement.
     """
     chosen: Classifier | None = None
     kept, told = 0.0, ""
-    natural = [t for item in ground.before[:len(ground.leads)] for t in item.natural]
+    natural = ground.before[0].natural  # of the strongest lead
     for keep in keeps:
         candidate = closed_form.repair(ground.parts.classifier, ground.dummies, found, ground.run, keep=keep)
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)

@@ -110,12 +110,12 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
-          gone_share: float = 0.4, most_success: float = 0.1) -> Proof:
+          gone_share: float = 0.4, most_success: float = 0.2) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
     its margin is now below what other classes reach, or below `gone_share` of the network's plain margin where that
-    is more. For those of the bank, and for other goals, also the patterns found on the old weights, at their natural
+    is more. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
     strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. Where no
     attack on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked
     for on the surer half of the dummies (`sure_agreement`).
@@ -133,7 +133,7 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         for old, now in zip(before, after, strict=True)]
     goal = comparisons[0].target if comparisons else None
     left = [c for number, c in enumerate(comparisons) if c.margin_after > c.others_after
-            or ((number < accused or c.target != goal) and c.old_success_after > most_success)]
+            or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
     if sure < least_agreement:

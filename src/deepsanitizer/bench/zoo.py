@@ -36,7 +36,7 @@ def evaluated(zoo: Path, model: str, weights: Path | None, images: int) -> dict[
 
 
 def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: str, images: int, force: bool,
-              results: Path) -> None:
+              results: Path, label: str) -> None:
     """Scan one model and run the methods that have no result yet."""
     from safetensors.torch import save_file
 
@@ -62,7 +62,7 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
         case.clock.passes.clear()
         case.clock.seconds.update(shared_seconds)
         case.clock.passes.update(shared_passes)
-        row: Row = {"model": model, "method": method, "seed": seed, "effort": effort, "force": force,
+        row: Row = {"model": model, "method": method, "seed": seed, "effort": effort, "force": force, "label": label,
                     "images": images, "before": before, "truth": {
                         key: truth.get(key) for key in ("data", "trigger", "mode", "source", "target")}}
         try:
@@ -86,7 +86,7 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
             "delivered": candidate if report.accepted else before,
             "agreement": None if report.agreement is None else report.agreement.overall,
             "comparisons": [[c.family, c.target, c.margin_before, c.success_before, c.margin_after, c.success_after,
-                             c.others_after] for c in report.comparisons],
+                             c.others_after, c.old_success_after] for c in report.comparisons],
             "signals": [[s.name, s.kind, s.source, s.target, s.margin, s.runner_up, s.success, s.score]
                         for s in report.signals],
             "inspection_layer": report.inspection_layer, "device": report.device, "versions": report.versions,
@@ -178,9 +178,10 @@ def load_results(results: Path) -> list[Row]:
 @click.option("--images", default=2000, help="Test images to measure on.")
 @click.option("--force", is_flag=True, help="Repair what is found clean, too.")
 @click.option("--jobs", default=2, help="Processes side by side, one torch thread each.")
+@click.option("--label", default="", help="A word kept with every result, such as the commit.")
 @click.option("--one", hidden=True, default="", help="Run one model in this process.")
 def main(zoo: Path | None, results: Path, models: str, methods: str, seed: int, effort: str, images: int, force: bool,
-         jobs: int, one: str) -> None:
+         jobs: int, label: str, one: str) -> None:
     """See the module."""
     zoo = zoo or shared_folder() / "zoo"
     wanted = methods.split(",")
@@ -188,14 +189,14 @@ def main(zoo: Path | None, results: Path, models: str, methods: str, seed: int, 
         import torch
 
         torch.set_num_threads(1)
-        run_model(zoo, one, wanted, seed, effort, images, force, results)
+        run_model(zoo, one, wanted, seed, effort, images, force, results, label)
         return
     results.mkdir(parents=True, exist_ok=True)
     names = models.split(",") if models else sorted(path.parent.name for path in zoo.glob("*/config.json"))
     missing = [name for name in names
                if not all(result_path(results, name, method, seed, force).exists() for method in wanted)]
     arguments = ["--zoo", str(zoo), "--results", str(results), "--methods", methods, "--seed", str(seed),
-                 "--effort", effort, "--images", str(images), *(["--force"] if force else [])]
+                 "--effort", effort, "--images", str(images), "--label", label, *(["--force"] if force else [])]
 
     def process(name: str) -> tuple[str, int, str]:
         done = subprocess.run([sys.executable, "-m", "deepsanitizer.bench.zoo", *arguments, "--one", name],

@@ -15,7 +15,7 @@ from deepsanitizer.split import Split
 from deepsanitizer.types import FeatureDummies, Run
 
 
-def curate_features(split: Split, run: Run, *, repeats: int = 8, steps: int = 1000, lr: float = 1e-2,
+def curate_features(split: Split, run: Run, *, repeats: int = 4, steps: int = 1000, lr: float = 1e-2,
                     weight_decay: float = 5e-3, memory_bytes: int = 1 << 30) -> FeatureDummies:
     """Features (classes * repeats, *feature_shape), their classes, and the head's confidence in them.
 
