@@ -121,8 +121,8 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
                enough: float = 0.1, most_lost: float = 0.02) -> tuple[Classifier, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 
-    The heaviest weight comes first; a lighter one is taken where the strongest old patterns still send more than `enough` of the
-    fresh dummies to the goal, and only if that loses at most `most_lost` of the heaviest weight's agreement.
+    The heaviest weight comes first; a lighter one is taken where the strongest old patterns still send more than
+    `enough` of the fresh dummies to the goal, and only if that loses at most `most_lost` of the agreement.
     """
     chosen: Classifier | None = None
     kept, told = 0.0, ""
