@@ -19,44 +19,49 @@ from torch import Tensor, nn
 
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, UsageError
 from deepsanitizer.records import (
-    Agreement as Agreement,
+    Agreement,
+    Effort,
+    Kind,
+    LayerChange,
+    ModelFacts,
+    Outcome,
+    Picture,
+    SanitizeReport,
+    ScanReport,
+    SearchComparison,
+    SignalResult,
+    Suspect,
+    VerdictName,
 )
-from deepsanitizer.records import (
-    Effort as Effort,
-)
-from deepsanitizer.records import (
-    Kind as Kind,
-)
-from deepsanitizer.records import (
-    LayerChange as LayerChange,
-)
-from deepsanitizer.records import (
-    ModelFacts as ModelFacts,
-)
-from deepsanitizer.records import (
-    Outcome as Outcome,
-)
-from deepsanitizer.records import (
-    Picture as Picture,
-)
-from deepsanitizer.records import (
-    SanitizeReport as SanitizeReport,
-)
-from deepsanitizer.records import (
-    ScanReport as ScanReport,
-)
-from deepsanitizer.records import (
-    SearchComparison as SearchComparison,
-)
-from deepsanitizer.records import (
-    SignalResult as SignalResult,
-)
-from deepsanitizer.records import (
-    Suspect as Suspect,
-)
-from deepsanitizer.records import (
-    VerdictName as VerdictName,
-)
+
+__all__ = [
+    "Agreement",
+    "Checkpoint",
+    "Compute",
+    "Dummies",
+    "Effort",
+    "Evidence",
+    "FeatureDummies",
+    "InputSpec",
+    "Kind",
+    "LayerChange",
+    "Loaded",
+    "ModelFacts",
+    "Outcome",
+    "PassMeter",
+    "Picture",
+    "Progress",
+    "Run",
+    "SanitizeReport",
+    "ScanReport",
+    "SearchComparison",
+    "SignalResult",
+    "Suspect",
+    "Trigger",
+    "Verdict",
+    "VerdictName",
+    "silent",
+]
 
 
 @dataclass(frozen=True, slots=True)
