@@ -120,8 +120,10 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     attack on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked
     for on the surer half of the dummies (`sure_agreement`).
     """
-    after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
     agreed = agreement(fresh, new)
+    if not logits_of(new, fresh.images).isfinite().all():
+        return Proof(agreed, (), False, "The new weights give answers that are not finite.", (), (), False)
+    after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
     sure = sure_agreement(fresh, new, before[0].found.lead.target if before else None)
     run.meter.add(2 * len(fresh), backward=False)
     comparisons = [SearchComparison(

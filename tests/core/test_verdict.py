@@ -307,3 +307,13 @@ def test_success_counts_the_dummies_to_which_a_trigger_applies(planted: PlantedO
     assert verify.success(classifier, [right], shifted, run) == 1.0
     assert verify.success(classifier, [right, Trigger("add", still, 0.1, None, None, 0.0, (-1,) * CLASSES)], shifted,
                           run) == 1.0
+
+
+def test_proof_refuses_weights_that_are_not_finite(planted: PlantedOf, dummies_for: DummiesOf,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an IndexError: a diverged repair has no margins to compare."""
+    broken = planted("none").classifier().clone()
+    next(broken.network.parameters()).fill_(float("nan"))
+    bad = proof(monkeypatch, dummies_for("none"), broken, before=50.0, after=-5.0, limit=3.0)
+    assert not bad.accepted
+    assert "not finite" in bad.reason
