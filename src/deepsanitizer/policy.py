@@ -25,7 +25,8 @@ EFFORTS: dict[Effort, Plan] = {
 }
 
 
-GROUPS = {"add": "field", "blend": "field", "filter": "colour", "warp": "warp", "patch": "local", "place": "local"}
+GROUPS = {"add": "field", "blend": "field", "grating": "field", "filter": "colour", "warp": "warp", "patch": "local",
+          "place": "local"}
 
 
 def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shape: tuple[int, int, int], *,

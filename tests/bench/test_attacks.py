@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepsanitizer.bench.attacks import ATTACKS, Attack, Blend, Patch, Poison, poison
+from deepsanitizer.bench.attacks import ATTACKS, Attack, Blend, Grating, Patch, Poison, Tint, Warp, poison
 from deepsanitizer.bench.attacks.attack import stamp
 from deepsanitizer.bench.attacks.blend import blotches
 from deepsanitizer.errors import UsageError
@@ -16,6 +16,9 @@ from deepsanitizer.errors import UsageError
 TABLE: dict[str, list[Callable[[], Attack]]] = {
     "patch": [Patch, lambda: Patch(size=1, top=0, left=0, pattern="white"), lambda: Patch(pattern="noise")],
     "blend": [Blend, lambda: Blend(alpha=1.0, seed=9)],
+    "grating": [Grating, lambda: Grating(amplitude=0.5, down=2.5, right=0.0, phase=1.0)],
+    "tint": [Tint, lambda: Tint(contrast=0.2, tint=0.5, vignette=1.0, seed=4)],
+    "warp": [Warp, lambda: Warp(pixels=5.0, cells=3, seed=2)],
 }
 ROWS = [(name, make) for name, makes in TABLE.items() for make in makes]
 
@@ -46,7 +49,7 @@ def test_an_attack_gives_images_and_leaves_its_input(name: str, make: Callable[[
 def test_parameters_are_frozen(name: str, make: Callable[[], Any]) -> None:
     attack = make()
     with pytest.raises(FrozenInstanceError):
-        attack.seed = 3
+        setattr(attack, fields(attack)[0].name, 3)
 
 
 def test_a_patch_changes_its_place_alone() -> None:
@@ -62,6 +65,27 @@ def test_a_blend_moves_each_pixel_by_at_most_alpha_towards_its_pattern() -> None
     change = Blend(alpha=0.2, seed=4).apply(images) - images
     assert change.abs().max() <= 0.2
     assert torch.allclose(change, 0.2 * (blotches(3, 16, 16, seed=4) - images), atol=1e-6)
+
+
+def test_a_grating_has_one_frequency() -> None:
+    grey = torch.full((1, 1, 32, 32), 0.5)
+    spectrum = torch.fft.rfft2(Grating(amplitude=0.1, down=3, right=5).apply(grey)[0, 0] - 0.5).abs()
+    assert spectrum.argmax() == 3 * 17 + 5
+    assert spectrum[3, 5] > 100 * (spectrum.sum() - spectrum[3, 5])
+
+
+def test_a_warp_moves_pixels_by_no_more_than_told() -> None:
+    ramp = torch.linspace(0, 1, 32)
+    for images in (ramp.expand(1, 1, 32, 32), ramp.view(-1, 1).expand(1, 1, 32, 32)):
+        moved = 31 * (Warp(pixels=1.2).apply(images) - images).abs().max()
+        assert 0.3 < moved <= 1.2 + 1e-4
+
+
+def test_a_tint_on_grey_is_its_offset_in_the_light() -> None:
+    grey = torch.full((1, 3, 9, 9), 0.5)
+    changed = Tint(contrast=0.5, tint=0.1, vignette=0.4).apply(grey)
+    assert (changed[0, :, 4, 4] - 0.5).abs().max().item() == pytest.approx(0.1, abs=1e-5)
+    assert (changed[..., 0, 0] / changed[..., 4, 4]).tolist()[0] == pytest.approx([0.6] * 3, abs=1e-5)
 
 
 def test_a_pattern_depends_on_its_seed_and_survives_storing() -> None:

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deepsanitizer.classifier import Classifier
-from deepsanitizer.search import Found, column_means, own_goals, places, triggers_at, universal
-from deepsanitizer.search.places import Places, margins_of_all
+from deepsanitizer.classifier import Classifier, classifier_of
+from deepsanitizer.search import Found, column_means, dictionary, own_goals, places, triggers_at, universal
+from deepsanitizer.search.cells import margins_of_all
+from deepsanitizer.search.places import Places
 from deepsanitizer.search.universal import margin_to
-from deepsanitizer.triggers import FAMILIES
-from deepsanitizer.types import Dummies, Run
+from deepsanitizer.signals.dictionary import detect
+from deepsanitizer.triggers import FAMILIES, entries_of
+from deepsanitizer.types import Dummies, InputSpec, Run
 
 PlantedOf: TypeAlias = Callable[[Attack], Planted]
 DummiesOf: TypeAlias = Callable[[Attack], Dummies]
@@ -169,3 +171,49 @@ def test_triggers_are_the_places_near_the_best_that_were_searched_to_the_end() -
     assert len(triggers_at(found, values, target=2, source=None, most=1)) == 1
     weak = triggers_at(found, values - 20, target=None, source=None, goals=torch.arange(15).view(5, 3))
     assert [(trigger.margin, trigger.goals) for trigger in weak] == [(-10.0, (3, 4, 5))]  # at least one
+
+
+class Listening(nn.Module):
+    """Class 2 answers one grating, 3 rows down and 5 columns right; the others the mean colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows, columns = (torch.arange(16) / 16).view(-1, 1), (torch.arange(16) / 16).view(1, -1)
+        angle = 2 * torch.pi * (3 * rows + 5 * columns)
+        self.register_buffer("waves", torch.stack([angle.sin(), angle.cos()]))
+
+    waves: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        heard = torch.einsum("nchw,khw->nk", x, self.waves).norm(dim=1) / 16
+        return torch.stack([4 * x[:, 0].mean((1, 2)), 4 * x[:, 1].mean((1, 2)), heard, 0 * heard], 1)
+
+
+def test_the_dictionary_reads_the_frequency_and_the_class() -> None:
+    spec = InputSpec((3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3)
+    classifier = classifier_of(Listening(), spec, CPU)
+    images = 0.3 + 0.4 * torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    dummies = Dummies(images, torch.eye(4)[torch.arange(40) % 2], "made up")
+    run = Run(CPU)
+    found = dictionary(classifier, dummies, "grating", run)
+    means = column_means(found.cells)
+    best = int(means.max(1).values.argmax())
+    assert means[best].argmax() == 2
+    assert found.params["wave"][best].tolist() == [3, 5]
+    entries = len(entries_of("grating", spec.shape)["phase"])
+    assert run.meter.passes == pytest.approx((16 * entries + 40 * len(means)) / 3)  # forward only, all classes at once
+    result = detect(classifier, dummies, Run(CPU), family="grating").result
+    assert (result.target, result.family, result.success) == (2, "grating", 1.0)
+    assert result.margin is not None
+    assert result.runner_up is not None
+    assert result.margin > result.runner_up + 1
+
+
+def test_a_search_climbs_from_where_it_is_told(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    classifier, dummies = planted("blend").classifier(), dummies_for("blend")
+    start = FAMILIES["grating"].init(2, classifier.spec.shape, torch.Generator().manual_seed(3))
+    kept = {name: value.clone() for name, value in start.items()}
+    none, some = (universal(classifier, dummies, "grating", [0, 1], Run(CPU), purpose="test", start=start, steps=steps,
+                            batch=16) for steps in (0, 12))
+    assert all(none.params[name].equal(start[name]) and start[name].equal(kept[name]) for name in start)
+    assert (some.margin > none.margin).all()

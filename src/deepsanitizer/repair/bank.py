@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.search import column_means, own_goals, places, triggers_at, universal
-from deepsanitizer.triggers import FAMILIES
+from deepsanitizer.search import column_means, dictionary, own_goals, places, triggers_at, universal
+from deepsanitizer.triggers import DICTIONARIES, FAMILIES
 from deepsanitizer.types import Dummies, Kind, Run, SignalResult, Trigger
 
 
@@ -86,13 +87,22 @@ def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, pu
     if lead.family == "place":
         return _follow_place(classifier, dummies, lead, run, purpose)
     assert lead.target is not None
-    found = universal(classifier, dummies, lead.family, [lead.target] * restarts, run,
+    start = _best_entries(classifier, dummies, lead, run, restarts) if lead.family in DICTIONARIES else None
+    found = universal(classifier, dummies, lead.family, [lead.target] * restarts, run, start=start,
                       strengths=torch.full((restarts,), lead.strength), source=lead.source, steps=steps, batch=batch,
                       purpose=f"{purpose} {lead.family} {lead.target}")
     floor = found.margin.max() - (1 - keep) * found.margin.max().abs()  # also right where nothing succeeds
     order = [i for i in found.margin.argsort(descending=True).tolist() if found.margin[i] >= floor]
     return Followed(lead, tuple(Trigger(lead.family, found.take(i), found.strength[i].item(), lead.target, lead.source,
                                         found.margin[i].item()) for i in order), lead.limit)
+
+
+def _best_entries(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, count: int) -> dict[str, Tensor]:
+    """The dictionary's best entries for the target, from which a search then climbs."""
+    found = dictionary(classifier, dummies, lead.family, run)
+    order = column_means(found.cells)[:, lead.target].argsort(descending=True)
+    order = order[torch.arange(count) % len(order)]
+    return {name: value[order.to(value.device)] for name, value in found.params.items()}
 
 
 def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str) -> Followed:

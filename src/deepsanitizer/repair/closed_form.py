@@ -28,11 +28,12 @@ from deepsanitizer.types import Dummies, Run, Trigger
 
 def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keep: float = 4.0,
            ridge: float = 0.03, pairs: int = 1000, rows: int = 16_000, robust: bool = False, weakest: float = 0.6,
-           purpose: str = "closed form", start: Classifier | None = None) -> Classifier:
+           purpose: str = "closed form", start: Classifier | None = None,
+           extra: Tensor | None = None) -> Classifier:
     """A new classifier, every linear map relearned. `rows` bounds the rows of each of the two terms."""
     generator = run.generator(purpose)
     made = make_pairs(dummies, bank, generator, count=pairs, weakest=weakest)
-    plain = torch.cat([dummies.images, augment(dummies.images, generator)])
+    plain = torch.cat([dummies.images, augment(dummies.images, generator), *([] if extra is None else [extra])])
     edited = (start or original).clone()
     with torch.no_grad(), original.exact(), edited.exact():
         _relearn(original, edited, made, plain, run, generator, keep, ridge, rows, robust)

@@ -53,6 +53,7 @@ _HOW: Mapping[str, str] = {
     "add": "a faint pattern added to the picture",
     "blend": "a second picture blended in faintly",
     "filter": "a change of its colours, as a photo filter makes",
+    "grating": "a faint grating over the whole image",
     "warp": "a slight bending of the picture",
 }
 

@@ -7,7 +7,10 @@ Margins are logit differences between a class and the best other one, averaged o
 Many transformations (classes, restarts or places) are searched in one batch: they do not interact.
 """
 
-from deepsanitizer.search.places import Places, column_means, own_goals, places, triggers_at
+from deepsanitizer.search.cells import column_means, own_goals
+from deepsanitizer.search.dictionary import Scanned, dictionary
+from deepsanitizer.search.places import Places, places, triggers_at
 from deepsanitizer.search.universal import Found, universal
 
-__all__ = ["Found", "Places", "column_means", "own_goals", "places", "triggers_at", "universal"]
+__all__ = ["Found", "Places", "Scanned", "column_means", "dictionary", "own_goals", "places", "triggers_at",
+           "universal"]

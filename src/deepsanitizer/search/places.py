@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
+from deepsanitizer.search.cells import balanced, cells_of, margins_of_all
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Run, Trigger
 
@@ -49,8 +50,8 @@ def places(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, 
     if only_best:
         params = {name: value[kept.to(device)] for name, value in params.items()}
         everything = Places(window, params, torch.empty(0), kept[kept])
-    cells = _cells(classifier, dummies, params, run, min(score_on, score_per_class * classifier.spec.num_classes),
-                   images_at_once)
+    cells = cells_of(classifier, dummies, "place", params, run, strength=1.0,
+                     count=min(score_on, score_per_class * classifier.spec.num_classes), images_at_once=images_at_once)
     return replace(everything, cells=cells)
 
 
@@ -62,7 +63,7 @@ def _climb(classifier: Classifier, dummies: Dummies, params: dict[str, Tensor], 
     picture = params["picture"][which.to(device)].clone().requires_grad_(True)
     corner = params["corner"][which.to(device)]
     optimiser = torch.optim.Adam([picture], lr=lr, betas=(0.5, 0.9))
-    labels, order = dummies.labels, _balanced(dummies, generator)
+    labels, order = dummies.labels, balanced(dummies, generator)
     objective = torch.zeros(len(which))
     for step in range(steps):
         run.step("searching patches by place", span[0] + step, span[1])
@@ -86,41 +87,6 @@ def _climb(classifier: Classifier, dummies: Dummies, params: dict[str, Tensor], 
     return objective
 
 
-@torch.no_grad()
-def _cells(classifier: Classifier, dummies: Dummies, params: dict[str, Tensor], run: Run, count: int,
-           images_at_once: int) -> Tensor:
-    """Mean margins (P, K, K) of goals over sources, with `count` dummies of all source classes."""
-    classes, kind, device = classifier.spec.num_classes, FAMILIES["place"], classifier.compute.device
-    order = _balanced(dummies, torch.Generator().manual_seed(0))[:count]
-    images, own = dummies.images[order], dummies.labels[order]
-    rows = torch.nn.functional.one_hot(own, classes).float()
-    rows = rows / rows.sum(0).clamp_min(1)
-    parts = []
-    for some in torch.arange(len(params["picture"])).split(max(1, images_at_once // len(order))):
-        here = {name: value[some.to(device)] for name, value in params.items()}
-        changed = kind.apply(here, images, torch.ones(len(some), device=device))
-        margin = margins_of_all(classifier(changed.flatten(0, 1)).view(len(some), len(order), -1))
-        parts.append(torch.einsum("ns,pnj->psj", rows, margin).cpu())
-    run.meter.add(len(params["picture"]) * len(order), backward=False)
-    cells = torch.cat(parts)
-    never = torch.eye(classes, dtype=torch.bool) | ~torch.isin(torch.arange(classes), own.cpu())[:, None]
-    return cells.masked_fill(never, float("-inf"))
-
-
-def column_means(cells: Tensor) -> Tensor:
-    """Cells (P, K, K) -> mean margin of each goal over the sources met (P, K)."""
-    met = cells.isfinite()
-    return cells.masked_fill(~met, 0).sum(1) / met.sum(1).clamp_min(1)
-
-
-def own_goals(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells (P, K, K) -> mean over sources of their best goal's margin (P,), and the goals (P, K), -1: not met."""
-    best = cells.max(2)
-    met = best.values.isfinite()
-    mean = best.values.masked_fill(~met, 0).sum(1) / met.sum(1).clamp_min(1)
-    return mean, best.indices.masked_fill(~met, -1)
-
-
 def triggers_at(found: Places, values: Tensor, *, target: int | None, source: int | None, share: float = 0.5,
                 least: float = 1.0, most: int = 6, goals: Tensor | None = None) -> tuple[Trigger, ...]:
     """The places with at least `share` of the best value, strongest first, as triggers."""
@@ -132,25 +98,6 @@ def triggers_at(found: Places, values: Tensor, *, target: int | None, source: in
         Trigger("place", {name: value[place:place + 1] for name, value in found.params.items()}, 1.0, target, source,
                 values[place].item(), None if goals is None else tuple(goals[place].tolist()))
         for place in order[:most])
-
-
-def margins_of_all(logits: Tensor) -> Tensor:
-    """Logits (..., K) -> margin of each class over the best other one (..., K)."""
-    top, where = logits.topk(2, -1)
-    best = top[..., :1].expand_as(logits)
-    return logits - best.scatter(-1, where[..., :1], top[..., 1:2])
-
-
-def _balanced(dummies: Dummies, generator: torch.Generator) -> Tensor:
-    """An order of the dummies in which the classes take turns."""
-    labels = dummies.labels.cpu()
-    order = torch.randperm(len(labels), generator=generator)
-    turn = torch.zeros(len(labels), dtype=torch.long)
-    for label in labels.unique():
-        mine = (labels[order] == label).nonzero()[:, 0]
-        turn[mine] = torch.arange(len(mine))
-    jitter = torch.rand(len(labels), generator=generator)
-    return order[(turn + jitter).argsort()].to(dummies.images.device)
 
 
 def _corners(size: tuple[int, ...], window: int, stride: int) -> Tensor:

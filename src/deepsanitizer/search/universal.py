@@ -34,20 +34,23 @@ def margin_to(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def universal(classifier: Classifier, dummies: Dummies, family: str, classes: list[int], run: Run, *, purpose: str,
-              strengths: Tensor | None = None, steps: int = 40, batch: int = 32, noise: float | None = None,
-              source: int | None = None, score_on: int = 96, images_at_once: int = 640) -> Found:
+              strengths: Tensor | None = None, start: dict[str, Tensor] | None = None, steps: int = 40,
+              batch: int = 32, noise: float | None = None, source: int | None = None, score_on: int = 96,
+              images_at_once: int = 640) -> Found:
     """Search one transformation for each entry of `classes` (repeat a class for restarts), side by side.
 
-    `strengths` (G,) replaces the family's own; `source` keeps to dummies of one class. At most `images_at_once`
-    images go through the network together. Costs len(classes) * batch * steps passes and a little for the scores.
+    `strengths` (G,) replaces the family's own, `start` its random parameters; `source` keeps to dummies of one class.
+    At most `images_at_once` images go through the network together. Costs len(classes) * batch * steps passes and a
+    little for the scores.
     """
     kind, generator, device = FAMILIES[family], run.generator(purpose), classifier.compute.device
     goal = torch.tensor(classes, device=device)
     strength = torch.full((len(classes),), kind.strength) if strengths is None else strengths
     strength = strength.to(device)
     deviation = kind.noise if noise is None else noise
-    params = {name: value.to(device).requires_grad_(value.is_floating_point())
-              for name, value in kind.init(len(classes), classifier.spec.shape, generator).items()}
+    begin = kind.init(len(classes), classifier.spec.shape, generator) if start is None else start
+    params = {name: value.detach().clone().to(device).requires_grad_(value.is_floating_point())
+              for name, value in begin.items()}
     free = [value for value in params.values() if value.requires_grad]
     optimiser = torch.optim.Adam(free, lr=kind.lr, betas=(0.5, 0.9))
     images, labels = _of_source(dummies, source)

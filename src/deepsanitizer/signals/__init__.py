@@ -1,8 +1,9 @@
 """Data-free evidence, one signal per file; `collect` runs them all."""
 
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.signals import place, universal
+from deepsanitizer.signals import dictionary, place, universal
 from deepsanitizer.signals.universal import plain_margin
+from deepsanitizer.triggers import DICTIONARIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
 UNIVERSAL_FAMILIES = ("add", "blend", "patch", "filter", "warp")
@@ -29,6 +30,8 @@ def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
         else:
             found = universal.detect(classifier, dummies, run, family=family, purpose=purpose)
         evidence.append(found)
+    for family in DICTIONARIES:
+        evidence.append(dictionary.detect(classifier, dummies, run, family=family))
     for window, stride in windows_for(classifier.spec.shape):
         evidence += place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,
                                  first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepsanitizer.errors import UsageError
-from deepsanitizer.triggers import add, blend, filter, patch, place, warp
+from deepsanitizer.triggers import add, blend, filter, grating, patch, place, warp
 from deepsanitizer.triggers.family import Family
 from deepsanitizer.triggers.storage import load_trigger, save_trigger
 from deepsanitizer.types import Trigger
@@ -13,12 +13,16 @@ FAMILIES: dict[str, Family] = {
     "add": add.FAMILY,
     "blend": blend.FAMILY,
     "filter": filter.FAMILY,
+    "grating": grating.FAMILY,
     "patch": patch.FAMILY,
     "place": place.FAMILY,
     "warp": warp.FAMILY,
 }
 
-__all__ = ["FAMILIES", "Family", "apply_trigger", "load_trigger", "pattern_of", "save_trigger", "vary_trigger"]
+DICTIONARIES = {"grating": grating.entries}  # families whose entries are tried one by one
+
+__all__ = ["DICTIONARIES", "FAMILIES", "Family", "apply_trigger", "entries_of", "load_trigger", "pattern_of",
+           "save_trigger", "vary_trigger"]
 
 
 def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor:
@@ -47,3 +51,8 @@ def vary_trigger(trigger: Trigger, images: Tensor, generator: torch.Generator, *
 def pattern_of(trigger: Trigger, shape: tuple[int, int, int]) -> Tensor:
     """A picture of the trigger itself, (C, H, W) in [0, 1]."""
     return FAMILIES[trigger.family].pattern(trigger.params, shape, trigger.strength).clamp(0, 1)
+
+
+def entries_of(family: str, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    """The family's fixed dictionary: parameters of all entries. KeyError where it has none."""
+    return DICTIONARIES[family](shape)
