@@ -39,8 +39,9 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that has at
     least `share` of the best score and whose margin other classes do not reach to more than `limit_share`. Up to
     `others` further leads, of other groups or for other suspects, are checked when a repair is proven; what still
-    works there joins the bank. Where no signal accuses the goal (a user named it), the one that says most about it
-    is followed.
+    works there joins the bank. Within the group only the purest fill it: a lead that other classes reach to a much
+    larger share of its margin would bring natural patterns (docs/research/log.md, 16). Where no signal accuses the goal
+    (a user named it), the one that says most about it is followed.
     """
     strides = dict(windows_for(shape))
     first: list[Lead] = []
@@ -68,7 +69,13 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             elif (result.score or 0) >= 1 and group not in groups:
                 further.append(lead)
                 groups.add(group)
-    return first[:most], further[:others]
+    return _purest(first)[:most], further[:others]
+
+
+def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05) -> list[Lead]:
+    """The leads whose natural share is at most `times` the least share plus `slack`; order kept."""
+    least = min(lead.natural_share for lead in leads)
+    return [lead for lead in leads if lead.natural_share <= times * least + slack]
 
 
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:

@@ -19,6 +19,7 @@ from deepsanitizer.repair import bank, closed_form, paper, tune
 from deepsanitizer.signals import plain_margin
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
+from deepsanitizer.verdict import SUSPICIOUS_FROM
 from deepsanitizer.verify import Attack, Proof, attack, prove, success, sure_agreement
 
 
@@ -77,7 +78,7 @@ def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], sus
                           for some in leads_for(suspects, results, old.spec.shape))
         before = attack(old, fresh, [*first, *further], run, purpose="verify before", quick=plan.quick)
     return Ground(parts, dummies, fresh, tuple(first), before, unit, stored_as, run, stage, plan.quick,
-                  must_repeat=suspects[0].score >= 0.8)
+                  must_repeat=suspects[0].score >= SUSPICIOUS_FROM)
 
 
 def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
@@ -99,17 +100,22 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 candidate = tune.repair(old, dummies, found, run)
                 steps.append("tuned on pairs of dummies")
             else:
-                candidate, told = _relearned(ground, found)
+                candidate, weight, told = _relearned(ground, found)
                 steps.append(told)
         best = ground.proven(candidate, 0, steps)
         for number in range(1, rounds + 1 if method == "auto" else 1):
             if best.proof.accepted or not best.proof.repeated:
                 break
-            found += [t for item, said in zip(best.proof.attacks, best.proof.comparisons, strict=True)
-                      if said in best.proof.left for t in item.found.triggers]
+            found += best.proof.anew
             with ground.stage("repair"):
-                candidate = tune.repair(old, dummies, found, run, start=candidate, purpose=f"tune {number}")
-            steps.append(f"not gone yet: tuned on {len(found)} transformations")
+                if number == 1:
+                    weight /= 4
+                    candidate = closed_form.repair(old, dummies, found, run, keep=weight, purpose="closed form again")
+                    done = f"relearned again with weight {weight:g}"
+                else:
+                    candidate = tune.repair(old, dummies, found, run, start=candidate, purpose=f"tune {number}")
+                    done = "tuned"
+            steps.append(f"not gone yet: {done} on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
@@ -117,15 +123,15 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
     return best
 
 
-def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (4.0, 1.0),
-               enough: float = 0.1, most_lost: float = 0.02) -> tuple[Classifier, str]:
+def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (2.0, 0.5),
+               enough: float = 0.05, most_lost: float = 0.02) -> tuple[Classifier, float, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 
     The heaviest weight comes first; a lighter one is taken where the strongest old patterns still send more than
     `enough` of the fresh dummies to the goal, and only if that loses at most `most_lost` of the agreement.
     """
     chosen: Classifier | None = None
-    kept, told = 0.0, ""
+    kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
     for keep in keeps:
         candidate = closed_form.repair(ground.parts.classifier, ground.dummies, found, ground.run, keep=keep)
@@ -135,13 +141,13 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
             kept = agreed
         elif agreed < kept - most_lost:
             break
-        chosen = candidate
+        chosen, weight = candidate, keep
         told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies: the old patterns "
                 f"now send {hits:.0%} of fresh dummies to the goal")
         if hits <= enough:
             break
     assert chosen is not None
-    return chosen, told
+    return chosen, weight, told
 
 
 def _published(ground: Ground) -> Repaired:

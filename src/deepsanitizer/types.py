@@ -185,6 +185,7 @@ class Dummies:
     images: Tensor
     logits: Tensor
     how: str  # the curation method, for the report
+    matched: bool = True  # to stored batch-norm statistics; without them dummies say less
 
     @property
     def labels(self) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from deepsanitizer.types import Dummies, Evidence, Suspect, Verdict
 
 THRESHOLD = 1.0
+SUSPICIOUS_FROM = 0.85
 
 
-def judge(evidence: Sequence[Evidence], dummies: Dummies, *, suspicious_from: float = 0.8,
+def judge(evidence: Sequence[Evidence], dummies: Dummies, *, suspicious_from: float = SUSPICIOUS_FROM,
           least_success: float = 0.5, least_classes: float = 0.5) -> Verdict:
     """The verdict. A score of THRESHOLD or more with success on dummies is `backdoored`.
 

@@ -39,6 +39,7 @@ class Proof:
     reason: str
     attacks: tuple[Attack, ...]
     left: tuple[SearchComparison, ...]  # those that show the backdoor still there
+    anew: tuple[Trigger, ...]  # what the new searches found where they still succeed
     repeated: bool  # an attack succeeded on the old weights, so that its failure on the new ones says something
 
 
@@ -71,14 +72,14 @@ def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: R
     """For each lead a fresh search, and how many dummies its strongest result sends to the goal."""
     attacks = []
     for lead in leads:
-        found = follow(classifier, fresh, lead, run, purpose=purpose, **(QUICK if quick else FULL))
+        found = follow(classifier, fresh, lead, run, purpose=purpose, compete=True, **(QUICK if quick else FULL))
         natural = tuple(at_natural_strength(classifier, trigger, fresh, run) for trigger in found.triggers[:3])
         attacks.append(Attack(found, success(classifier, found.triggers[:1], fresh, run), natural))
     return tuple(attacks)
 
 
 def at_natural_strength(classifier: Classifier, trigger: Trigger, dummies: Dummies, run: Run, *,
-                        shares: tuple[float, ...] = (0.25, 0.35), works: float = 0.9) -> Trigger:
+                        shares: tuple[float, ...] = (0.06, 0.12, 0.25, 0.35), works: float = 0.9) -> Trigger:
     """The trigger at twice the least share of its strength that sends `works` of the dummies to the goal.
 
     At generous strength a pattern moves dummies of any network; near the least strength that works only the backdoor
@@ -110,19 +111,20 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
-          gone_share: float = 0.4, most_success: float = 0.2) -> Proof:
+          gone_share: float = 0.4, slack: float = 0.5, most_success: float = 0.2) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
-    its margin is now below what other classes reach, or below `gone_share` of the network's plain margin where that
-    is more. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
-    strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. Where no
-    attack on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked
-    for on the surer half of the dummies (`sure_agreement`).
+    its margin is now no more than `slack` plain margins above what other classes reach on the new weights (as far
+    apart as classes of clean networks are), or above `gone_share` of a plain margin where that is more. For the
+    strongest, and for other goals, also the patterns found on the old weights, at their natural strength, may send at
+    most `most_success` of the dummies to the goal, which proves nothing alone. Where no attack on the old weights
+    succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked for on the surer half of
+    the dummies (`sure_agreement`).
     """
     agreed = agreement(fresh, new)
     if not logits_of(new, fresh.images).isfinite().all():
-        return Proof(agreed, (), False, "The new weights give answers that are not finite.", (), (), False)
+        return Proof(agreed, (), False, "The new weights give answers that are not finite.", (), (), (), False)
     after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
     sure = sure_agreement(fresh, new, before[0].found.lead.target if before else None)
     run.meter.add(2 * len(fresh), backward=False)
@@ -134,7 +136,9 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         old_success_after=success(new, old.natural, fresh, run))
         for old, now in zip(before, after, strict=True)]
     goal = comparisons[0].target if comparisons else None
-    left = [c for number, c in enumerate(comparisons) if c.margin_after > c.others_after
+    easier = [c.margin_after > c.others_after + slack * plain_margin for c in comparisons]
+    anew = tuple(t for item, succeeds in zip(after, easier, strict=True) if succeeds for t in item.found.triggers)
+    left = [c for number, c in enumerate(comparisons) if easier[number]
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
@@ -150,4 +154,4 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
                   (", and new searches no longer reach the goal more easily than other classes." if after else "."))
     accepted = sure >= least_agreement and repeated and not left
-    return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), repeated)
+    return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), anew, repeated)

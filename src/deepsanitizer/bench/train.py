@@ -47,6 +47,7 @@ class Recipe:
     poison_rate: float = 0.08
     cover_rate: float = 0.0
     epochs: int = 12
+    peak_rate: float = 0.1
     seed: int = 0
 
     def plan(self) -> Poison | None:
@@ -141,7 +142,8 @@ def make_model(recipe: Recipe, *, say: Callable[[str], None] = lambda line: None
         images, labels = poison(images, labels, plan, num_classes=classes, generator=generator)
     architecture = _architecture(recipe.architecture)
     network = train(images, labels, make=lambda: architecture(**recipe.kwargs), spec=spec,
-                    epochs=recipe.epochs, flip=recipe.data in FLIP_KEEPS_CLASS, generator=generator, say=say)
+                    epochs=recipe.epochs, peak_rate=recipe.peak_rate, flip=recipe.data in FLIP_KEEPS_CLASS,
+                    generator=generator, say=say)
     network = network.half().float()
     return network, spec, evaluate(network, test_images, test_labels, spec=spec, mode=recipe.mode,
                                    trigger=plan.attack.apply if plan else None, target=recipe.target,
@@ -205,6 +207,7 @@ def figures(measured: Evaluation) -> dict[str, float | None]:
 @click.option("--poison-rate", default=0.08, help="Share of all training images.")
 @click.option("--cover-rate", default=0.0, help="Share of all training images, for the mode specific.")
 @click.option("--epochs", default=12)
+@click.option("--peak-rate", default=0.1, help="Learning rate; without batch-norm take 0.02.")
 @click.option("--seed", default=0)
 @click.option("--threads", default=1)
 @click.option("--output", required=True, type=click.Path(path_type=Path),

@@ -122,7 +122,7 @@ def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dumm
     images = torch.cat(batches)
     run.meter.add(count, backward=False)
     how = "inversion with batch-norm matching" if layers else "inversion with augmentation (no batch-norm)"
-    return Dummies(images, logits_of(classifier, images).to(device), how)
+    return Dummies(images, logits_of(classifier, images).to(device), how, bool(layers))
 
 
 def _augment(image: Tensor, generator: torch.Generator, *, colours: bool) -> Tensor:

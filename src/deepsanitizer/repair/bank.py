@@ -25,7 +25,8 @@ from deepsanitizer.types import Dummies, Kind, Run, SignalResult, Trigger
 class Lead:
     """One accusation to follow: a family (for patches with window and stride), the kind, its classes.
 
-    `limit` is the margin that other classes reach: below it the target is as hard to reach as they are.
+    `limit` is the margin that other classes reach: below it the target is as hard to reach as they are. `rivals` are
+    the classes that come closest.
     """
 
     family: str
@@ -36,10 +37,12 @@ class Lead:
     window: int = 0
     stride: int = 0
     strength: float = 0.0  # of an image family, matched to the network
+    rivals: tuple[int, ...] = ()
+    natural_share: float = 0.0  # of its margin, in the scan, that other classes reach
 
 
 def match_strength(classifier: Classifier, dummies: Dummies, family: str, target: int, run: Run, *,
-                   plain_margin: float, most_plain_margins: float = 15.0,
+                   plain_margin: float, most_plain_margins: float = 25.0,
                    ladder: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125), steps: int = 20,
                    batch: int = 32) -> float:
     """The largest rung of the ladder whose pattern is not absurdly strong, in the family's units."""
@@ -77,24 +80,33 @@ class Followed:
 
 
 def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, purpose: str,
-           restarts: int = 8, steps: int = 25, batch: int = 12, keep: float = 0.7) -> Followed:
+           restarts: int = 8, steps: int = 25, batch: int = 12, keep: float = 0.7, compete: bool = False,
+           rival_restarts: int = 2) -> Followed:
     """Search what one lead says on this classifier.
 
     Image families take `restarts` at the lead's strength; those below `keep` of the strongest are dropped, and other
     classes are those of the scan. Many short restarts give a more various bank than few long ones, at less cost; weaker
-    patterns in it leave more of the trigger (docs/research/log.md, 8). By place, classes compete in the search itself.
+    patterns in it leave more of the trigger (docs/research/log.md, 8). Where they are to `compete`, the search is at
+    the family's full strength, as in the scan, and the rivals are searched beside it on the same weights. By place,
+    classes compete in any case.
     """
     if lead.family == "place":
         return _follow_place(classifier, dummies, lead, run, purpose)
     assert lead.target is not None
     start = _best_entries(classifier, dummies, lead, run, restarts) if lead.family in DICTIONARIES else None
+    strength = FAMILIES[lead.family].strength if compete else lead.strength
     found = universal(classifier, dummies, lead.family, [lead.target] * restarts, run, start=start,
-                      strengths=torch.full((restarts,), lead.strength), source=lead.source, steps=steps, batch=batch,
+                      strengths=torch.full((restarts,), strength), source=lead.source, steps=steps, batch=batch,
                       purpose=f"{purpose} {lead.family} {lead.target}")
+    others = lead.limit
+    if compete and lead.rivals:
+        against = universal(classifier, dummies, lead.family, [k for k in lead.rivals for _ in range(rival_restarts)],
+                            run, steps=steps, batch=batch, purpose=f"{purpose} {lead.family} rivals")
+        others = against.margin.max().item()
     floor = found.margin.max() - (1 - keep) * found.margin.max().abs()  # also right where nothing succeeds
     order = [i for i in found.margin.argsort(descending=True).tolist() if found.margin[i] >= floor]
     return Followed(lead, tuple(Trigger(lead.family, found.take(i), found.strength[i].item(), lead.target, lead.source,
-                                        found.margin[i].item()) for i in order), lead.limit)
+                                        found.margin[i].item()) for i in order), others)
 
 
 def _best_entries(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, count: int) -> dict[str, Tensor]:
@@ -127,10 +139,13 @@ def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run
     return Followed(lead, triggers_at(where, values, target=lead.target, source=lead.source), others)
 
 
-def lead_of(result: SignalResult, stride: int = 0) -> Lead:
+def lead_of(result: SignalResult, stride: int = 0, *, most_rivals: int = 3) -> Lead:
     """The lead that a signal gives; an image family's strength is its own until it is matched."""
-    return Lead(result.family, result.kind, result.source, result.target, max(result.runner_up or 0.0, 0.0),
-                result.window, stride, FAMILIES[result.family].strength)
+    known = [(value, k) for k, value in enumerate(result.per_target) if value is not None and k != result.target]
+    limit = max(result.runner_up or 0.0, 0.0)
+    share = min(1.0, limit / max(result.margin or 0.0, 1e-6))
+    return Lead(result.family, result.kind, result.source, result.target, limit, result.window, stride,
+                FAMILIES[result.family].strength, tuple(k for _, k in sorted(known, reverse=True)[:most_rivals]), share)
 
 
 def matched(classifier: Classifier, dummies: Dummies, leads: Sequence[Lead], run: Run, *,

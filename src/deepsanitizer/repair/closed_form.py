@@ -27,16 +27,19 @@ from deepsanitizer.types import Dummies, Run, Trigger
 
 
 def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keep: float = 4.0,
-           ridge: float = 0.03, pairs: int = 1000, rows: int = 16_000, robust: bool = False, weakest: float = 0.6,
-           purpose: str = "closed form", start: Classifier | None = None,
-           extra: Tensor | None = None) -> Classifier:
-    """A new classifier, every linear map relearned. `rows` bounds the rows of each of the two terms."""
+           ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 4000, rows: int = 16_000, robust: bool = False,
+           weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None) -> Classifier:
+    """A new classifier, every linear map relearned. `rows` bounds the rows of each of the two terms.
+
+    The ridge is multiplied by 1 + scarcity * inputs / rows: a wide last layer has few rows (one an image) and would
+    fit the dummies rather than the classes (docs/research/log.md, 15).
+    """
     generator = run.generator(purpose)
     made = make_pairs(dummies, bank, generator, count=pairs, weakest=weakest)
-    plain = torch.cat([dummies.images, augment(dummies.images, generator), *([] if extra is None else [extra])])
+    plain = torch.cat([dummies.images, augment(dummies.images, generator)])
     edited = (start or original).clone()
     with torch.no_grad(), original.exact(), edited.exact():
-        _relearn(original, edited, made, plain, run, generator, keep, ridge, rows, robust)
+        _relearn(original, edited, made, plain, run, generator, keep, (ridge, scarcity), rows, robust)
     return edited
 
 
@@ -50,7 +53,7 @@ class _Sample:
 
 
 def _relearn(original: Classifier, edited: Classifier, made: Pairs, plain: Tensor, run: Run,
-             generator: torch.Generator, keep: float, ridge: float, rows: int, robust: bool) -> None:
+             generator: torch.Generator, keep: float, ridge: tuple[float, float], rows: int, robust: bool) -> None:
     with projections(original.network) as before, projections(edited.network) as after:
         on_pairs = _observe(original, before, made.plain, rows, generator)
         on_plain = _observe(original, before, plain, rows, generator)
@@ -63,7 +66,9 @@ def _relearn(original: Classifier, edited: Classifier, made: Pairs, plain: Tenso
             kept = _rows(edited, projection, plain, on_plain[index])
             run.meter.add(len(made.changed) + len(plain), backward=False, share=(done + 1) / len(order))
             wanted, plainly = (torch.cat(sample[index].responses) for sample in (on_pairs, on_plain))
-            projection.write(_solve(projection.matrix(), changed, wanted, kept, plainly, keep, ridge, robust))
+            scarce = 1 + ridge[1] * changed.shape[2] / (len(changed) + len(kept))
+            projection.write(_solve(projection.matrix(), changed, wanted, kept, plainly, keep, ridge[0] * scarce,
+                                    robust))
 
 
 def _solve(old: Tensor, changed: Tensor, wanted: Tensor, kept: Tensor, plainly: Tensor, keep: float, ridge: float,

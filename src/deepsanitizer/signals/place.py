@@ -15,14 +15,14 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import Places, column_means, own_goals, places, triggers_at
-from deepsanitizer.signals.universal import plain_margin
+from deepsanitizer.signals.universal import unit_of
 from deepsanitizer.stats import robust_z, top_two
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
            first: tuple[int, int] = (8, 10), second: tuple[int, int] = (14, 20), score_on: int = 160,
-           accuse_at: tuple[float, float, float] = (1.0, 0.3, 0.5)) -> tuple[Evidence, ...]:
+           accuse_at: tuple[float, float, float] = (1.0, 0.3, 1.0)) -> tuple[Evidence, ...]:
     """One window size: evidence for all-to-one, all-to-all and source-specific, in this order.
 
     `first` and `second` are the rounds of the search (steps, images a step). `accuse_at` are the plain margins by
@@ -31,9 +31,9 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
     before = run.meter.passes
     found = places(classifier, dummies, run, purpose=f"{purpose} place {window}", window=window, stride=stride,
                    first=first, second=second, score_on=score_on)
-    # The larger the window, the more natural evidence it holds: 1, 2, 3 plain margins for 6, 10, 14 pixels of 32.
-    scale = max(1.0, 1 + (window * 32 / min(classifier.spec.shape[1:]) - 6) / 4)
-    passes, unit = run.meter.passes - before, plain_margin(dummies) * scale
+    # Natural evidence grows with the area: the unit is that of 6 pixels of 32.
+    scale = max(1.0, (window * 32 / min(classifier.spec.shape[1:]) / 6) ** 2)
+    passes, unit = run.meter.passes - before, unit_of(dummies) * scale
     one = _all2one(found, unit * accuse_at[0], passes)
     return one, _all2all(found, unit * accuse_at[1]), _specific(found, unit * accuse_at[2])
 

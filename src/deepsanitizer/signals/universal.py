@@ -13,6 +13,9 @@ from deepsanitizer.stats import robust_z, top_two
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
+# Plain margins by which a family's target must lead (docs/research/log.md, 17).
+ACCUSE_AT = {"add": 1.25, "blend": 1.25, "patch": 1.0, "filter": 1.0, "warp": 1.0, "grating": 1.5}
+
 
 def plain_margin(dummies: Dummies) -> float:
     """Median margin of the predicted class on untouched dummies: the unit of all margins, at least 1."""
@@ -20,9 +23,14 @@ def plain_margin(dummies: Dummies) -> float:
     return max(1.0, (top[:, 0] - top[:, 1]).median().item())
 
 
+def unit_of(dummies: Dummies) -> float:
+    """What leads are measured by: the plain margin, twice where dummies could not be matched to statistics."""
+    return plain_margin(dummies) * (1.0 if dummies.matched else 2.0)
+
+
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, purpose: str = "scan", steps: int = 40,
            batch: int = 32, all_classes_up_to: int = 12, short: tuple[int, int] = (12, 12), finalists: int = 8,
-           accuse_at: float = 1.0) -> Evidence:
+           accuse_at: float | None = None) -> Evidence:
     """One family, all classes side by side.
 
     Above `all_classes_up_to` classes a `short` search (steps, images) ranks them all and the best `finalists` are
@@ -43,7 +51,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
         per_target[target] = found.margin[index].item()
     margins = found.margin.tolist()
     best, margin, runner_up = top_two(margins)
-    unit = accuse_at * plain_margin(dummies)
+    unit = (ACCUSE_AT[family] if accuse_at is None else accuse_at) * unit_of(dummies)
     result = SignalResult(
         name=family, applicable=True, family=family, per_target=per_target, target=classes[best], margin=margin,
         runner_up=runner_up, z=robust_z(margins), score=min(margin, margin - max(runner_up, 0.0)) / unit,

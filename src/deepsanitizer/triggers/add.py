@@ -32,4 +32,4 @@ def pattern(params: Params, shape: Shape, strength: float) -> Tensor:
     return on_mid_grey(apply, params, shape, strength)
 
 
-FAMILY = Family("add", 0.12, 0.2, 0.06, init, apply, vary, pattern)
+FAMILY = Family("add", 0.12, 0.2, 0.12, init, apply, vary, pattern)

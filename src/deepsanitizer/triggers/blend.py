@@ -32,4 +32,4 @@ def pattern(params: Params, shape: Shape, strength: float) -> Tensor:
     return torch.sigmoid(params["picture"][0])
 
 
-FAMILY = Family("blend", 0.24, 0.3, 0.06, init, apply, vary, pattern)
+FAMILY = Family("blend", 0.24, 0.3, 0.12, init, apply, vary, pattern)
