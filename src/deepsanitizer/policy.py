@@ -72,10 +72,10 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     return _purest(first)[:most], further[:others]
 
 
-def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05) -> list[Lead]:
-    """The leads whose natural share is at most `times` the least share plus `slack`; order kept."""
+def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05, pure: float = 0.2) -> list[Lead]:
+    """The leads whose natural share is at most `pure`, or `times` the least share plus `slack`; order kept."""
     least = min(lead.natural_share for lead in leads)
-    return [lead for lead in leads if lead.natural_share <= times * least + slack]
+    return [lead for lead in leads if lead.natural_share <= max(pure, times * least + slack)]
 
 
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:
