@@ -108,10 +108,10 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 break
             found += best.proof.anew
             with ground.stage("repair"):
-                if number == 1:
+                if number == 2:
                     weight /= 4
                     candidate = closed_form.repair(old, dummies, found, run, keep=weight, purpose="closed form again")
-                    done = f"relearned again with weight {weight:g}"
+                    done = f"relearned anew with weight {weight:g}"
                 else:
                     candidate = tune.repair(old, dummies, found, run, start=candidate, purpose=f"tune {number}")
                     done = "tuned"

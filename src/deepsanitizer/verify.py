@@ -111,12 +111,12 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
-          gone_share: float = 0.4, slack: float = 0.5, most_success: float = 0.2) -> Proof:
+          gone_share: float = 0.4, slack: float = 0.1, most_success: float = 0.2) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
-    its margin is now no more than `slack` plain margins above what other classes reach on the new weights (as far
-    apart as classes of clean networks are), or above `gone_share` of a plain margin where that is more. For the
+    its margin is now no more than `slack` plain margins above what other classes reach on the new weights, or above
+    `gone_share` of a plain margin where that is more. For the
     strongest, and for other goals, also the patterns found on the old weights, at their natural strength, may send at
     most `most_success` of the dummies to the goal, which proves nothing alone. Where no attack on the old weights
     succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked for on the surer half of
