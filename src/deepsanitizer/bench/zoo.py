@@ -103,13 +103,13 @@ def result_path(results: Path, model: str, method: str, seed: int, force: bool) 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table of results, and a line of means over trojaned models for each method."""
     lines = ["| model | trigger | method | verdict: suspect | outcome | before | candidate | delivered | seconds | "
-             "passes |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+             "passes | label |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in sorted(rows, key=lambda r: (r["method"], r["model"])):
         truth = row["truth"]
         told = "–" if not truth["trigger"] else f"{truth['trigger']}, {truth['mode']}, {_goal(truth)}"
         if "error" in row:
             lines.append(f"| {row['model']} | {told} | {row['method']} | {row['error']} | | {_triple(row['before'])} "
-                         "| | | | |")
+                         f"| | | | | {row['label']} |")
             continue
         suspect = row["suspects"][0] if row["suspects"] else None
         said = row["verdict"]
@@ -118,7 +118,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row['model']} | {told} | {row['method']} | {said} ({row['score']:.1f}) | {row['outcome']} | "
             f"{_triple(row['before'])} | {_triple(row['candidate'])} | {_triple(row['delivered'])} | "
-            f"{row['seconds']['total']:.0f} | {row['passes']['total']:,.0f} |")
+            f"{row['seconds']['total']:.0f} | {row['passes']['total']:,.0f} | {row['label']} |")
     return "\n".join([*lines, "", *_means(rows)]) + "\n"
 
 
