@@ -238,3 +238,21 @@ def test_a_source_class_without_dummies_proves_nothing(planted: PlantedOf, dummi
     lead = Lead("place", "specific", 0, TARGET, 0.0, window=5, stride=4)
     with pytest.raises(CannotJudgeError, match="no dummy is of class 0"):
         follow(planted("patch").classifier(), some, lead, Run(CPU), purpose="test")
+
+
+def test_scarce_rows_are_pulled_to_the_old_weights() -> None:
+    """A map with many inputs and few rows would fit the dummies; where rows abound nothing changes."""
+    spec = InputSpec((1, 12, 12), 3, (0.1,), (0.3,))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(200, 3))
+    original = classifier_of(network, spec, CPU)
+    dummies = Dummies(torch.rand(30, 1, 12, 12, generator=rng()), torch.eye(3)[torch.arange(30) % 3], "made up")
+    trigger = Trigger("add", FAMILIES["add"].init(1, spec.shape, rng()), 0.3, 0, None, 1.0)
+    moved = {}
+    for scarcity in (0.0, 50.0):
+        new = closed_form.repair(original, dummies, [trigger], Run(CPU), pairs=60, scarcity=scarcity)
+        moved[scarcity] = [(a - b).norm().item() for a, b in zip(
+            new.network.parameters(), original.network.parameters(), strict=True)]
+    assert moved[50.0][2] < 0.7 * moved[0.0][2]  # 201 inputs, 120 rows
+    assert moved[50.0][0] == pytest.approx(moved[0.0][0], rel=0.2)  # 10 inputs, thousands of rows

@@ -1,6 +1,7 @@
 """From made-up evidence: verdicts, suspects, leads, and what is accepted as proof."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 from deepsanitizer import stats, verify
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.policy import EFFORTS, leads_for, suspect_for
-from deepsanitizer.repair.bank import Followed, Lead
+from deepsanitizer.repair.bank import Followed, Lead, follow
 from deepsanitizer.signals import UNIVERSAL_FAMILIES, collect, plain_margin, windows_for
+from deepsanitizer.signals.universal import unit_of
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import THRESHOLD, judge, suspects_of
@@ -115,6 +117,42 @@ def test_leads_of_further_suspects_are_checked_but_do_not_fill_the_bank() -> Non
     assert [(lead.family, lead.target) for lead in further] == [("blend", 1), ("add", 0)]
     assert leads_for(suspects, results, SHAPE, others=1)[1] == further[:1]
     assert leads_for(suspects[:1], results, SHAPE)[1] == []
+
+
+def test_the_purest_leads_of_a_group_fill_the_bank() -> None:
+    """A grating that only the target answers keeps out patterns that others answer half as much."""
+    mixed = [signal(5.0, margin=50.0, runner_up=20.0), signal(4.0, family="grating", margin=24.0, runner_up=3.0)]
+    assert [lead.family for lead in leads_for([suspect()], mixed, SHAPE)[0]] == ["grating"]
+    alike = [signal(5.0, margin=50.0, runner_up=20.0), signal(4.0, family="blend", margin=50.0, runner_up=15.0)]
+    assert [lead.family for lead in leads_for([suspect()], alike, SHAPE)[0]] == ["add", "blend"]
+
+
+def test_a_lead_that_is_pure_enough_stays_beside_a_purer_one() -> None:
+    """Once a patch search with no rival at all put out the search by place that knew the trigger."""
+    results = [signal(5.0, family="place", window=6, margin=58.0, runner_up=6.0),
+               signal(4.0, family="patch", margin=43.0, runner_up=0.2)]
+    assert [lead.family for lead in leads_for([suspect()], results, SHAPE)[0]] == ["place", "patch"]
+
+
+def test_dummies_without_statistics_ask_for_twice_the_lead() -> None:
+    matched = dummies()
+    assert unit_of(matched) == plain_margin(matched)
+    assert unit_of(replace(matched, matched=False)) == 2 * plain_margin(matched)
+
+
+def test_rivals_are_searched_on_the_same_weights_at_full_strength(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    classifier, some = planted("blend").classifier(), dummies_for("blend")
+    others = tuple(k for k in range(CLASSES) if k != TARGET)
+    lead = Lead("blend", "all2one", None, TARGET, 1234.0, strength=0.01, rivals=others[:2])
+    alone, beside = (follow(classifier, some, lead, Run(CPU), purpose="test", restarts=2, steps=8, compete=compete)
+                     for compete in (False, True))
+    assert alone.others == 1234.0
+    assert [t.strength for t in alone.triggers] == pytest.approx([0.01] * len(alone.triggers))
+    assert [t.strength for t in beside.triggers] == pytest.approx([FAMILIES["blend"].strength] * len(beside.triggers))
+    assert beside.others < beside.margin  # the planted class runs away from them
+    nobody = follow(classifier, some, replace(lead, rivals=()), Run(CPU), purpose="test", restarts=2, steps=2,
+                    compete=True)
+    assert nobody.others == 1234.0
 
 
 def test_leads_of_the_other_kinds() -> None:
