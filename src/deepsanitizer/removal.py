@@ -133,9 +133,8 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
     chosen: Classifier | None = None
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
-    for keep in keeps[-1:] if ground.quick else keeps:  # the lightest alone is a third of the work
-        candidate = closed_form.repair(ground.parts.classifier, ground.dummies, found, ground.run, keep=keep,
-                                       pairs=2000 if ground.quick else 4000)
+    for keep in keeps:
+        candidate = closed_form.repair(ground.parts.classifier, ground.dummies, found, ground.run, keep=keep)
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)
         agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
         if chosen is None:
