@@ -59,7 +59,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             best = best or result
             group, lead = GROUPS[result.family], lead_of(result, strides.get(result.window, 1))
             weak = (result.score or 0) < share * (best.score or 0)
-            natural = max(result.runner_up or 0, 0) > limit_share * (result.margin or 0)
+            natural = lead.natural_share > limit_share
             if result is best:
                 first.append(lead)
             elif weak or natural:

@@ -16,3 +16,8 @@ def top_two(values: Sequence[float]) -> tuple[int, float, float]:
     order = sorted(range(len(values)), key=lambda index: values[index], reverse=True)
     second = values[order[1]] if len(order) > 1 else float("-inf")
     return order[0], values[order[0]], second
+
+
+def lead_over(margin: float, runner_up: float) -> float:
+    """How far a margin leads: over the runner-up, or over zero where even the runner-up fails."""
+    return min(margin, margin - max(runner_up, 0.0))

@@ -1,7 +1,7 @@
 """From evidence to a verdict and ranked suspects.
 
 The verdict is not calibrated yet: the threshold is where one signal's lead is as large as the network's own plain
-margin (see each signal's `accuse_at`), not a stated false-alarm rate. Unknown is never clean: where the dummies do
+margin (see `signals`), not a stated false-alarm rate. Unknown is never clean: where the dummies do
 not represent the network, the verdict is inconclusive.
 """
 

@@ -1,7 +1,6 @@
 """The trainer on a small made-up task: it learns, plants, repeats by seed, and saves whole folders."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,7 @@ SPEC = InputSpec((3, 12, 12), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 FLOAT32 = Compute(torch.device("cpu"), False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small batches are slower on several threads, and far slower where the processors are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small() -> nn.Module:

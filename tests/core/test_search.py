@@ -17,7 +17,7 @@ from deepsanitizer.search.cells import margins_of_all
 from deepsanitizer.search.places import Places
 from deepsanitizer.search.universal import margin_to
 from deepsanitizer.signals.dictionary import detect
-from deepsanitizer.triggers import FAMILIES, entries_of
+from deepsanitizer.triggers import FAMILIES, grating
 from deepsanitizer.types import Dummies, InputSpec, Run
 
 PlantedOf: TypeAlias = Callable[[Attack], Planted]
@@ -200,7 +200,7 @@ def test_the_dictionary_reads_the_frequency_and_the_class() -> None:
     best = int(means.max(1).values.argmax())
     assert means[best].argmax() == 2
     assert found.params["wave"][best].tolist() == [3, 5]
-    entries = len(entries_of("grating", spec.shape)["phase"])
+    entries = len(grating.entries(spec.shape)["phase"])
     assert run.meter.passes == pytest.approx((16 * entries + 40 * len(means)) / 3)  # forward only, all classes at once
     result = detect(classifier, dummies, Run(CPU), family="grating").result
     assert (result.target, result.family, result.success) == (2, "grating", 1.0)

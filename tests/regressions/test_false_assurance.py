@@ -1,10 +1,8 @@
 """A repair must not be accepted while the true trigger, which only the test knows, still works."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-import torch
 from helpers.planted import SPEC, Attack, Planted, accuracy, plant, shared_folder
 
 from deepsanitizer import pipeline
@@ -20,12 +18,7 @@ class Case(NamedTuple):
     half: bool = False  # weights rounded to half precision before the repair
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def planted(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Planted:

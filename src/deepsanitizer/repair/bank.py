@@ -17,7 +17,7 @@ from torch import Tensor
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.search import column_means, dictionary, own_goals, places, triggers_at, universal
-from deepsanitizer.triggers import DICTIONARIES, FAMILIES
+from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Kind, Run, SignalResult, Trigger
 
 
@@ -93,7 +93,7 @@ def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, pu
     if lead.family == "place":
         return _follow_place(classifier, dummies, lead, run, purpose)
     assert lead.target is not None
-    start = _best_entries(classifier, dummies, lead, run, restarts) if lead.family in DICTIONARIES else None
+    start = _best_entries(classifier, dummies, lead, run, restarts) if FAMILIES[lead.family].entries else None
     strength = FAMILIES[lead.family].strength if compete else lead.strength
     found = universal(classifier, dummies, lead.family, [lead.target] * restarts, run, start=start,
                       strengths=torch.full((restarts,), strength), source=lead.source, steps=steps, batch=batch,

@@ -39,7 +39,7 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
     plain = torch.cat([dummies.images, augment(dummies.images, generator)])
     edited = (start or original).clone()
     with torch.no_grad(), original.exact(), edited.exact():
-        _relearn(original, edited, made, plain, run, generator, keep, (ridge, scarcity), rows, robust)
+        _relearn(original, edited, made, plain, run, generator, keep, ridge, scarcity, rows, robust)
     return edited
 
 
@@ -53,7 +53,7 @@ class _Sample:
 
 
 def _relearn(original: Classifier, edited: Classifier, made: Pairs, plain: Tensor, run: Run,
-             generator: torch.Generator, keep: float, ridge: tuple[float, float], rows: int, robust: bool) -> None:
+             generator: torch.Generator, keep: float, ridge: float, scarcity: float, rows: int, robust: bool) -> None:
     with projections(original.network) as before, projections(edited.network) as after:
         on_pairs = _observe(original, before, made.plain, rows, generator)
         on_plain = _observe(original, before, plain, rows, generator)
@@ -66,8 +66,8 @@ def _relearn(original: Classifier, edited: Classifier, made: Pairs, plain: Tenso
             kept = _rows(edited, projection, plain, on_plain[index])
             run.meter.add(len(made.changed) + len(plain), backward=False, share=(done + 1) / len(order))
             wanted, plainly = (torch.cat(sample[index].responses) for sample in (on_pairs, on_plain))
-            scarce = 1 + ridge[1] * changed.shape[2] / (len(changed) + len(kept))
-            projection.write(_solve(projection.matrix(), changed, wanted, kept, plainly, keep, ridge[0] * scarce,
+            scarce = 1 + scarcity * changed.shape[2] / (len(changed) + len(kept))
+            projection.write(_solve(projection.matrix(), changed, wanted, kept, plainly, keep, ridge * scarce,
                                     robust))
 
 

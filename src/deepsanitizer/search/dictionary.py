@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search.cells import cells_of, column_means
-from deepsanitizer.triggers import FAMILIES, entries_of
+from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Run
 
 
@@ -29,8 +29,9 @@ def dictionary(classifier: Classifier, dummies: Dummies, family: str, run: Run, 
 
     Every class keeps its own best entry, so that the runner-up is measured as well as the winner.
     """
-    params = {n: v.to(classifier.compute.device) for n, v in entries_of(family, classifier.spec.shape).items()}
-    strength = FAMILIES[family].strength
+    entries, strength = FAMILIES[family].entries, FAMILIES[family].strength
+    assert entries is not None, family
+    params = {name: value.to(classifier.compute.device) for name, value in entries(classifier.spec.shape).items()}
     run.step(f"trying {family} entries", 0, 2)
     cells = cells_of(classifier, dummies, family, params, run, strength=strength, count=first,
                      images_at_once=images_at_once)

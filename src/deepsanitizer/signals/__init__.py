@@ -3,7 +3,7 @@
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.signals import dictionary, place, universal
 from deepsanitizer.signals.universal import plain_margin
-from deepsanitizer.triggers import DICTIONARIES
+from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
 UNIVERSAL_FAMILIES = ("add", "blend", "patch", "filter", "warp")
@@ -30,7 +30,7 @@ def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
         else:
             found = universal.detect(classifier, dummies, run, family=family, purpose=purpose)
         evidence.append(found)
-    for family in DICTIONARIES:
+    for family in (name for name, kind in FAMILIES.items() if kind.entries):
         evidence.append(dictionary.detect(classifier, dummies, run, family=family))
     for window, stride in windows_for(classifier.spec.shape):
         evidence += place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,

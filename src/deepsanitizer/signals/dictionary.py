@@ -10,13 +10,13 @@ al., ICIP 2019.
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import column_means, dictionary
 from deepsanitizer.signals.universal import ACCUSE_AT, unit_of
-from deepsanitizer.stats import robust_z, top_two
+from deepsanitizer.stats import lead_over, robust_z, top_two
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
 
-def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, accuse_at: float | None = None,
-           first: int = 16, second: int = 96) -> Evidence:
+def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, first: int = 16,
+           second: int = 96) -> Evidence:
     """One dictionary: the leading class, scored as `signals.universal` does."""
     before = run.meter.passes
     found = dictionary(classifier, dummies, family, run, first=first, second=second)
@@ -25,11 +25,11 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, a
     target, margin, runner_up = top_two(values)
     entry = int(columns[:, target].argmax())
     reached = found.cells[entry, :, target]
-    unit = (ACCUSE_AT[family] if accuse_at is None else accuse_at) * unit_of(dummies)
+    unit = ACCUSE_AT[family] * unit_of(dummies)
     result = SignalResult(
         name=family, applicable=True, family=family, per_target=list(values), target=target, margin=margin,
         runner_up=runner_up, z=robust_z(values), success=(reached[reached.isfinite()] > 0).float().mean().item(),
-        score=min(margin, margin - max(runner_up, 0.0)) / unit, threshold=max(runner_up, 0.0) + unit,
+        score=lead_over(margin, runner_up) / unit, threshold=max(runner_up, 0.0) + unit,
         strength=FAMILIES[family].strength, passes=run.meter.passes - before)
     order = columns[:, target].argsort(descending=True)[:3].tolist()
     triggers = tuple(Trigger(family, {n: v[i:i + 1] for n, v in found.params.items()}, FAMILIES[family].strength,

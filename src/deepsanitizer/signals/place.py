@@ -16,7 +16,7 @@ from torch import Tensor
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import Places, column_means, own_goals, places, triggers_at
 from deepsanitizer.signals.universal import unit_of
-from deepsanitizer.stats import robust_z, top_two
+from deepsanitizer.stats import lead_over, robust_z, top_two
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 
@@ -52,7 +52,7 @@ def _all2one(found: Places, unit: float, passes: float) -> Evidence:
         name=f"place {found.window}", applicable=True, per_target=list(values), target=target, margin=margin,
         threshold=max(runner_up, 0.0) + unit, runner_up=runner_up, z=robust_z(columns[:, target].tolist()),
         success=success,
-        score=min(margin, margin - max(runner_up, 0.0)) / unit, family="place", window=found.window,
+        score=lead_over(margin, runner_up) / unit, family="place", window=found.window,
         matrix=_matrix(found.cells[place]), passes=passes)
     return Evidence(result, triggers_at(found, columns[:, target], target=target, source=None))
 
@@ -76,7 +76,7 @@ def _all2all(found: Places, unit: float) -> Evidence:
     result = SignalResult(
         name=f"own goals {found.window}", kind="all2all", applicable=True, margin=margin, runner_up=null,
         z=robust_z(mean.tolist()), success=(cells[cells.isfinite()] > 0).float().mean().item(),
-        score=min(margin, margin - max(null, 0.0)) / unit, family="place", window=found.window,
+        score=lead_over(margin, null) / unit, family="place", window=found.window,
         matrix=_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, value, target=None, source=None, goals=goals))
 
@@ -91,7 +91,7 @@ def _specific(found: Places, unit: float) -> Evidence:
     column = found.cells[place, :, target]
     others = column[column.isfinite() & (torch.arange(classes) != source)]
     carried = (others > 0).float().mean().item() if len(others) else 1.0
-    lead = min(margin, margin - max(runner_up, 0.0)) / unit
+    lead = lead_over(margin, runner_up) / unit
     result = SignalResult(
         name=f"pairs {found.window}", kind="specific", applicable=True, source=source, target=target, margin=margin,
         runner_up=runner_up, success=carried, score=lead if carried < 0.5 else 0.0, family="place", window=found.window,

@@ -9,7 +9,7 @@ classes far says little. Not calibrated.
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import universal
-from deepsanitizer.stats import robust_z, top_two
+from deepsanitizer.stats import lead_over, robust_z, top_two
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
@@ -30,12 +30,12 @@ def unit_of(dummies: Dummies) -> float:
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, purpose: str = "scan", steps: int = 40,
            batch: int = 32, all_classes_up_to: int = 12, short: tuple[int, int] = (12, 12), finalists: int = 8,
-           accuse_at: float | None = None) -> Evidence:
+           ) -> Evidence:
     """One family, all classes side by side.
 
     Above `all_classes_up_to` classes a `short` search (steps, images) ranks them all and the best `finalists` are
     searched in full; the others keep their short margins. The score is the target's lead over the next class (or
-    over zero), in plain margins, over `accuse_at`.
+    over zero), in plain margins, over `ACCUSE_AT`.
     """
     before = run.meter.passes
     classes = list(range(classifier.spec.num_classes))
@@ -51,10 +51,10 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
         per_target[target] = found.margin[index].item()
     margins = found.margin.tolist()
     best, margin, runner_up = top_two(margins)
-    unit = (ACCUSE_AT[family] if accuse_at is None else accuse_at) * unit_of(dummies)
+    unit = ACCUSE_AT[family] * unit_of(dummies)
     result = SignalResult(
         name=family, applicable=True, family=family, per_target=per_target, target=classes[best], margin=margin,
-        runner_up=runner_up, z=robust_z(margins), score=min(margin, margin - max(runner_up, 0.0)) / unit,
+        runner_up=runner_up, z=robust_z(margins), score=lead_over(margin, runner_up) / unit,
         threshold=max(runner_up, 0.0) + unit, success=found.success[best].item(),
         strength=FAMILIES[family].strength, passes=run.meter.passes - before)
     order = found.margin.argsort(descending=True)[:3].tolist()

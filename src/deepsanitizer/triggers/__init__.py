@@ -19,10 +19,7 @@ FAMILIES: dict[str, Family] = {
     "warp": warp.FAMILY,
 }
 
-DICTIONARIES = {"grating": grating.entries}  # families whose entries are tried one by one
-
-__all__ = ["DICTIONARIES", "FAMILIES", "Family", "apply_trigger", "entries_of", "load_trigger", "pattern_of",
-           "save_trigger", "vary_trigger"]
+__all__ = ["FAMILIES", "Family", "apply_trigger", "load_trigger", "pattern_of", "save_trigger", "vary_trigger"]
 
 
 def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor:
@@ -51,8 +48,3 @@ def vary_trigger(trigger: Trigger, images: Tensor, generator: torch.Generator, *
 def pattern_of(trigger: Trigger, shape: tuple[int, int, int]) -> Tensor:
     """A picture of the trigger itself, (C, H, W) in [0, 1]."""
     return FAMILIES[trigger.family].pattern(trigger.params, shape, trigger.strength).clamp(0, 1)
-
-
-def entries_of(family: str, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    """The family's fixed dictionary: parameters of all entries. KeyError where it has none."""
-    return DICTIONARIES[family](shape)

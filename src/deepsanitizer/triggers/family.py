@@ -25,6 +25,7 @@ class Family:
     apply: Callable[[Params, Tensor, Tensor], Tensor]  # params, (B, C, H, W), strength (G,) -> (G, B, C, H, W)
     vary: Callable[[Params, Tensor, Tensor, torch.Generator], Tensor]  # G = 1: a neighbour per image, (B, C, H, W)
     pattern: Callable[[Params, Shape, float], Tensor]  # G = 1: a picture of it, (C, H, W) in [0, 1]
+    entries: Callable[[Shape], dict[str, Tensor]] | None = None  # its fixed dictionary, tried one by one
 
 
 def per_group(strength: Tensor, dims: int = 5) -> Tensor:

@@ -63,4 +63,4 @@ def _wave(params: Params, size: tuple[int, ...]) -> Tensor:
     return torch.tanh(params["colour"])[:, :, None, None] * torch.sin(angle)[:, None]
 
 
-FAMILY = Family("grating", 0.1, 0.05, 0.12, init, apply, vary, pattern)
+FAMILY = Family("grating", 0.1, 0.05, 0.12, init, apply, vary, pattern, entries)
