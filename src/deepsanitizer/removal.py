@@ -133,8 +133,8 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
     chosen: Classifier | None = None
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
-    for keep in keeps:
-        candidate = closed_form.repair(ground.parts.classifier, ground.dummies, found, ground.run, keep=keep)
+    candidates = closed_form.ladder(ground.parts.classifier, ground.dummies, found, ground.run, keeps=keeps)
+    for keep, candidate in zip(keeps, candidates, strict=True):
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)
         agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
         if chosen is None:

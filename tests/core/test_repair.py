@@ -256,3 +256,53 @@ def test_scarce_rows_are_pulled_to_the_old_weights() -> None:
             new.network.parameters(), original.network.parameters(), strict=True)]
     assert moved[50.0][2] < 0.7 * moved[0.0][2]  # 201 inputs, 120 rows
     assert moved[50.0][0] == pytest.approx(moved[0.0][0], rel=0.2)  # 10 inputs, thousands of rows
+
+
+def attending() -> Classifier:
+    """A convolution in groups, an attention layer and linear layers, on tokens of a small image."""
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(4, 8, 4, 4, groups=2)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.stem(x).flatten(2).transpose(1, 2)
+            mixed: Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+            answer: Tensor = self.head((tokens + mixed).mean(1))
+            return answer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return classifier_of(Attending(), InputSpec((4, 16, 16), 3, (0.5,) * 4, (0.5,) * 4), CPU)
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "attention"])
+def test_one_pass_relearns_as_many_short_ones_do(kind: str, planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    """Where the feature maps of all images do not fit in memory, prefixes run again; the weights are the same."""
+    if kind == "attention":
+        original = attending()
+        dummies = Dummies(torch.rand(60, 4, 16, 16, generator=rng()), torch.eye(3)[torch.arange(60) % 3], "made up")
+        bank = [Trigger("add", FAMILIES["add"].init(1, (4, 16, 16), rng()), 0.3, 0, None, 1.0)]
+    else:
+        original, dummies, bank = planted("patch").classifier(), dummies_for("patch"), [true_patch()]
+    passes, states = [], []
+    for memory in (4 << 30, 0):
+        run = Run(CPU)
+        states.append(state_of(closed_form.repair(original, dummies, bank, run, pairs=100, memory=memory)))
+        passes.append(run.meter.passes)
+    for name, value in states[0].items():
+        assert value.allclose(states[1][name], atol=1e-5), name
+        if value.ndim > 1:
+            assert not value.equal(original.network.get_parameter(name)), name
+    assert passes[0] < passes[1]
+
+
+def test_a_ladder_of_weights_is_repair_at_each(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    original, dummies = planted("patch").classifier(), dummies_for("patch")
+    rungs = closed_form.ladder(original, dummies, [true_patch()], Run(CPU), keeps=(8.0, 2.0), pairs=100)
+    for keep, rung in zip((8.0, 2.0), rungs, strict=True):
+        alone = closed_form.repair(original, dummies, [true_patch()], Run(CPU), keep=keep, pairs=100)
+        for name, value in state_of(rung).items():
+            assert value.equal(state_of(alone)[name]), name

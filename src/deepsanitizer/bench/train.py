@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.attacks import ATTACKS, Poison, poison
 from deepsanitizer.bench.datasets import CLASS_NAMES, channel_statistics, load_pack
 from deepsanitizer.classifier import Classifier, resolve_compute
@@ -215,6 +216,7 @@ def figures(measured: Evaluation) -> dict[str, float | None]:
 def main(*, threads: int, output: Path, arch: str, arch_kwargs: dict[str, Any], **rest: Any) -> None:
     """Train a classifier, clean or with a planted backdoor, and save it as a model folder."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     recipe = Recipe(architecture=arch, kwargs=arch_kwargs, **rest)
     try:
         if output.exists():

@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.datasets import shared_folder
 from deepsanitizer.report import write
 
@@ -189,6 +190,7 @@ def main(zoo: Path | None, results: Path, models: str, methods: str, seed: int, 
         import torch
 
         torch.set_num_threads(1)
+        keep_freed_memory()
         run_model(zoo, one, wanted, seed, effort, images, force, results, label)
         return
     results.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from deepsanitizer._version import __version__
+from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.cli.guard import run
 from deepsanitizer.cli.judge import sanitize, scan
 from deepsanitizer.cli.measure import evaluate, layers
@@ -44,4 +45,5 @@ def main_code(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """The program `deepsanitizer`."""
+    keep_freed_memory()
     sys.exit(main_code())

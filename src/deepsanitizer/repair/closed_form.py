@@ -8,39 +8,83 @@ responses z from the original,
 over pairs (x, T(x)) and plain dummies p; d is the mean of the Gram matrix's diagonal. One linear solve a layer.
 Why it works: the trigger's direction is folded out of each layer where that costs plain responses least, without
 the detours of gradient steps.
+How it is cheap: all images go through the network as one batch, and each map is solved and rewritten at the moment
+the pass reaches it, so that one forward pass edits the whole network. Where the batch would not fit in `memory`, the
+part of the network before each map runs again for it, in small batches; the result is the same.
 Limits: needs transformations that act as the real trigger does; far stronger ones swamp the fit (rows are weighted
 by 1 / (1 + r^2), r the relative residual, where `robust`). Attention layers with masks or separate key and value
 inputs are left alone.
 Reference: none for the whole; a least-squares relative of unlearning by distillation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.repair.pairs import Pairs, augment, make_pairs
+from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.repair.projections import Projection, projections
 from deepsanitizer.types import Dummies, Run, Trigger
 
+LIVE_MAPS = 4  # feature maps of the largest layer that a forward pass holds at once: a branch, its sum, workspace
+
 
 def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keep: float = 4.0,
-           ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 4000, rows: int = 16_000, robust: bool = False,
-           weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None) -> Classifier:
-    """A new classifier, every linear map relearned. `rows` bounds the rows of each of the two terms.
+           ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 1000, rows: int = 16_000, robust: bool = False,
+           weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None,
+           memory: int = 4 << 30) -> Classifier:
+    """A new classifier, every linear map relearned. `rows` bounds the rows of each of the two terms, `memory` (bytes)
+    the feature maps held at once.
 
     The ridge is multiplied by 1 + scarcity * inputs / rows: a wide last layer has few rows (one an image) and would
     fit the dummies rather than the classes (docs/research/log.md, 15).
     """
+    return next(ladder(original, dummies, bank, run, keeps=(keep,), ridge=ridge, scarcity=scarcity, pairs=pairs,
+                       rows=rows, robust=robust, weakest=weakest, purpose=purpose, start=start, memory=memory))
+
+
+def ladder(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keeps: Sequence[float],
+           ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 1000, rows: int = 16_000, robust: bool = False,
+           weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None,
+           memory: int = 4 << 30) -> Iterator[Classifier]:
+    """`repair` at several weights, one after another as they are asked for; the original is observed once."""
     generator = run.generator(purpose)
     made = make_pairs(dummies, bank, generator, count=pairs, weakest=weakest)
     plain = torch.cat([dummies.images, augment(dummies.images, generator)])
-    edited = (start or original).clone()
-    with torch.no_grad(), original.exact(), edited.exact():
-        _relearn(original, edited, made, plain, run, generator, keep, ridge, scarcity, rows, robust)
-    return edited
+    with torch.no_grad(), original.exact(), projections(original.network) as watched:
+        on_pairs, on_plain = (_observe(original, watched, images, rows, generator) for images in (made.plain, plain))
+        run.meter.add(len(made.plain) + len(plain), backward=False)
+    order = [index for index in on_pairs if index in on_plain]
+    images = torch.cat([made.changed, plain])
+    targets = {index: _join(on_pairs[index], on_plain[index]) for index in order}
+    fits = LIVE_MAPS * len(images) * max((t.floats for t in targets.values()), default=0) * 4 <= memory
+
+    for keep in keeps:
+        edited = (start or original).clone()
+
+        def solve(projection: Projection, target: _Target, rows: Tensor, keep: float = keep) -> None:
+            scarce = 1 + scarcity * rows.shape[2] / len(rows)
+            split = target.rows_of_pairs
+            projection.write(_solve(projection.matrix(), rows[:split], target.responses[:split], rows[split:],
+                                    target.responses[split:], keep, ridge * scarce, robust))
+
+        with torch.no_grad(), edited.exact(), projections(edited.network) as after:
+            relearn = _in_one_pass if fits else _by_prefixes
+            relearn(edited, [(after[index], targets[index]) for index in order], images, solve, run)
+        yield edited
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where one projection is read, (n, p) positions of each image, pairs before plain, and what it is to answer."""
+
+    positions: tuple[Tensor, Tensor]
+    responses: Tensor
+    rows_of_pairs: int
+    width: int
+    floats: int  # in one image's output
 
 
 @dataclass(slots=True)
@@ -50,25 +94,54 @@ class _Sample:
     positions: list[Tensor]
     responses: list[Tensor]
     width: int
+    floats: int
 
 
-def _relearn(original: Classifier, edited: Classifier, made: Pairs, plain: Tensor, run: Run,
-             generator: torch.Generator, keep: float, ridge: float, scarcity: float, rows: int, robust: bool) -> None:
-    with projections(original.network) as before, projections(edited.network) as after:
-        on_pairs = _observe(original, before, made.plain, rows, generator)
-        on_plain = _observe(original, before, plain, rows, generator)
-        run.meter.add(len(made.plain) + len(plain), backward=False)
-        order = [index for index in on_pairs if index in on_plain]
-        for done, index in enumerate(order):
-            run.step("relearning layers in closed form", done, len(order))
-            projection = after[index]
-            changed = _rows(edited, projection, made.changed, on_pairs[index])
-            kept = _rows(edited, projection, plain, on_plain[index])
-            run.meter.add(len(made.changed) + len(plain), backward=False, share=(done + 1) / len(order))
-            wanted, plainly = (torch.cat(sample[index].responses) for sample in (on_pairs, on_plain))
-            scarce = 1 + scarcity * changed.shape[2] / (len(changed) + len(kept))
-            projection.write(_solve(projection.matrix(), changed, wanted, kept, plainly, keep, ridge * scarce,
-                                    robust))
+_Solver = Callable[[Projection, _Target, Tensor], None]
+
+
+def _join(pairs: _Sample, plain: _Sample) -> _Target:
+    first, second = torch.cat(pairs.responses), torch.cat(plain.responses)
+    return _Target((torch.cat(pairs.positions), torch.cat(plain.positions)), torch.cat([first, second]), len(first),
+                   pairs.width, pairs.floats)
+
+
+def _in_one_pass(edited: Classifier, maps: Sequence[tuple[Projection, _Target]], images: Tensor, solve: _Solver,
+                 run: Run) -> None:
+    """One forward pass of all images; each map is solved and rewritten just before it is applied."""
+    done: list[int] = []
+
+    def hook(projection: Projection, target: _Target) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def rewrite(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            run.step("relearning layers in closed form", len(done), len(maps))
+            split = len(target.positions[0])
+            x = inputs[0].float()
+            rows = [projection.rows(part, positions, target.width)
+                    for part, positions in zip((x[:split], x[split:]), target.positions, strict=True)]
+            solve(projection, target, torch.cat(rows))
+            done.append(1)
+        return rewrite
+
+    handles = [projection.module.register_forward_pre_hook(hook(projection, target)) for projection, target in maps]
+    try:
+        edited(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    run.meter.add(len(images), backward=False)
+
+
+def _by_prefixes(edited: Classifier, maps: Sequence[tuple[Projection, _Target]], images: Tensor, solve: _Solver,
+                 run: Run, *, batch: int = 200) -> None:
+    """The same in bounded memory: for each map the images run up to it, batch by batch."""
+    for done, (projection, target) in enumerate(maps):
+        run.step("relearning layers in closed form", done, len(maps))
+        split, rows = len(target.positions[0]), list[Tensor]()
+        for part, positions in zip((images[:split], images[split:]), target.positions, strict=True):
+            for some, where in zip(part.split(batch), positions.split(batch), strict=True):
+                rows.append(projection.rows(_input_of(edited, projection, some), where, target.width))
+        solve(projection, target, torch.cat(rows))
+        run.meter.add(len(images), backward=False, share=(done + 1) / len(maps))
 
 
 def _solve(old: Tensor, changed: Tensor, wanted: Tensor, kept: Tensor, plainly: Tensor, keep: float, ridge: float,
@@ -104,7 +177,7 @@ def _observe(classifier: Classifier, watched: list[Projection], images: Tensor, 
 
     def hook(index: int) -> object:
         def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            sample = samples.setdefault(index, _Sample([], [], output.shape[-1]))
+            sample = samples.setdefault(index, _Sample([], [], output.shape[-1], output[0].numel()))
             positions = watched[index].positions(output, per_image, generator)
             sample.positions.append(positions)
             sample.responses.append(watched[index].responses(output.float(), positions))
@@ -126,23 +199,19 @@ class _StopForwardError(Exception):
     pass
 
 
-def _rows(classifier: Classifier, projection: Projection, images: Tensor, sample: _Sample, *,
-          batch: int = 200) -> Tensor:
-    """Input rows of one projection at a sample's positions; the pass stops there."""
-    collected: list[Tensor] = []
+def _input_of(classifier: Classifier, projection: Projection, images: Tensor) -> Tensor:
+    """What one projection is fed for a batch; the pass stops there."""
+    seen: list[Tensor] = []
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        positions = sample.positions[len(collected)]
-        collected.append(projection.rows(inputs[0].float(), positions, sample.width))
+        seen.append(inputs[0].float())
         raise _StopForwardError
 
     handle = projection.module.register_forward_pre_hook(record)
     try:
-        for part in images.split(batch):
-            try:
-                classifier(part)
-            except _StopForwardError:
-                continue
+        classifier(images)
+    except _StopForwardError:
+        return seen[0]
     finally:
         handle.remove()
-    return torch.cat(collected)
+    raise AssertionError(f"{projection.name} was not reached")
