@@ -10,18 +10,21 @@ from deepsanitizer.types import Effort, SignalResult, Suspect
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much work an effort allows: dummies, fresh ones for verification, rounds of tuning, a quick search."""
+    """How much work an effort allows: dummies of the scan and of the repair, fresh ones for verification, rounds of
+    tuning, a quick search.
+    """
 
     dummies: int
+    ordinary: int
     fresh: int
     rounds: int
     quick: bool = False
 
 
 EFFORTS: dict[Effort, Plan] = {
-    "fast": Plan(dummies=700, fresh=250, rounds=1, quick=True),
-    "standard": Plan(dummies=1000, fresh=500, rounds=3),
-    "thorough": Plan(dummies=3000, fresh=1000, rounds=6),
+    "fast": Plan(dummies=700, ordinary=500, fresh=250, rounds=1, quick=True),
+    "standard": Plan(dummies=1000, ordinary=800, fresh=500, rounds=3),
+    "thorough": Plan(dummies=3000, ordinary=2000, fresh=1000, rounds=6),
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.curate import curate_features, invert
+from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
@@ -46,7 +46,8 @@ class Ground:
     """What all attempts on one model share."""
 
     parts: Split
-    dummies: Dummies
+    dummies: Dummies  # those of the scan, on which triggers are searched
+    ordinary: Dummies  # what a repair learns from
     fresh: Dummies
     leads: tuple[bank.Lead, ...]  # those that fill the bank
     before: tuple[Attack, ...]
@@ -73,11 +74,15 @@ def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], sus
     old, unit = parts.classifier, plain_margin(dummies)
     with stage("fresh dummies"):
         fresh = invert(old, plan.fresh, run, purpose="fresh dummies")
+    ordinary = dummies
+    if dummies.matched:
+        with stage("ordinary dummies"):
+            ordinary = curate_ordinary(old, plan.ordinary, run, purpose="ordinary dummies")
     with stage("attack before"):
         first, further = (bank.matched(old, dummies, some, run, plain_margin=unit)
                           for some in leads_for(suspects, results, old.spec.shape))
         before = attack(old, fresh, [*first, *further], run, purpose="verify before", quick=plan.quick)
-    return Ground(parts, dummies, fresh, tuple(first), before, unit, stored_as, run, stage, plan.quick,
+    return Ground(parts, dummies, ordinary, fresh, tuple(first), before, unit, stored_as, run, stage, plan.quick,
                   must_repeat=suspects[0].score >= SUSPICIOUS_FROM)
 
 
@@ -97,7 +102,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                      for t in bank.follow(old, dummies, lead, run, purpose="bank", **plan).triggers]
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
             if method == "tune":
-                candidate = tune.repair(old, dummies, found, run)
+                candidate = tune.repair(old, ground.ordinary, found, run)
                 steps.append("tuned on pairs of dummies")
             else:
                 candidate, weight, told = _relearned(ground, found)
@@ -110,10 +115,11 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             with ground.stage("repair"):
                 if number == 2:
                     weight /= 4
-                    candidate = closed_form.repair(old, dummies, found, run, keep=weight, purpose="closed form again")
+                    candidate = closed_form.repair(old, _spared(ground.ordinary, found), found, run, keep=weight,
+                                                   purpose="closed form again")
                     done = f"relearned anew with weight {weight:g}"
                 else:
-                    candidate = tune.repair(old, dummies, found, run, start=candidate, purpose=f"tune {number}")
+                    candidate = tune.repair(old, ground.ordinary, found, run, start=candidate, purpose=f"tune {number}")
                     done = "tuned"
             steps.append(f"not gone yet: {done} on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
@@ -133,7 +139,8 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
     chosen: Classifier | None = None
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
-    candidates = closed_form.ladder(ground.parts.classifier, ground.dummies, found, ground.run, keeps=keeps)
+    candidates = closed_form.ladder(ground.parts.classifier, _spared(ground.ordinary, found), found, ground.run,
+                                    keeps=keeps)
     for keep, candidate in zip(keeps, candidates, strict=True):
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)
         agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
@@ -148,6 +155,13 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
             break
     assert chosen is not None
     return chosen, weight, told
+
+
+def _spared(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:
+    """Without the accused goals' own dummies: curated on a trojaned network they carry the trigger, and to keep what
+    it does there keeps the backdoor (docs/research/log.md, 21).
+    """
+    return dummies.without({t.target for t in found if t.target is not None})
 
 
 def _published(ground: Ground) -> Repaired:

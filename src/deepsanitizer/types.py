@@ -9,8 +9,8 @@ logit differences; shares and agreements are 0 to 1; ACC, ASR and RA (only in `e
 
 import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -191,6 +191,14 @@ class Dummies:
     def labels(self) -> Tensor:
         """The class the model gives each dummy, (N,)."""
         return self.logits.argmax(1)
+
+    def without(self, classes: Collection[int]) -> "Dummies":
+        """Those that the model gives other classes; all of them where fewer than half of the classes would be left."""
+        dropped = torch.tensor(sorted(classes), device=self.images.device, dtype=torch.long)
+        left = ~torch.isin(self.labels, dropped)
+        if len(self.labels[left].unique()) < max(2, self.logits.shape[1] / 2):
+            return self
+        return replace(self, images=self.images[left], logits=self.logits[left])
 
     def __len__(self) -> int:
         return len(self.images)

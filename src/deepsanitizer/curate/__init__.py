@@ -1,7 +1,7 @@
 """Dummies in place of data: features at the inspection layer (the paper), and images."""
 
-from deepsanitizer.curate.inversion import invert
+from deepsanitizer.curate.inversion import curate_ordinary, invert
 from deepsanitizer.curate.posterior import curate_features
 from deepsanitizer.curate.procedural import procedural
 
-__all__ = ["curate_features", "invert", "procedural"]
+__all__ = ["curate_features", "curate_ordinary", "invert", "procedural"]

@@ -86,10 +86,11 @@ class StatisticsLoss:
 
 def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dummies", steps: int = 40,
            lr: float = 0.15, batch: int = 250, statistics_weight: float = 60.0,
-           variation_weight: float = 0.2) -> Dummies:
+           variation_weight: float = 0.2, confidence: tuple[float, float] | None = None) -> Dummies:
     """Curate `count` input-space dummies; costs `count * steps` passes.
 
-    `purpose` names the random stream: another purpose gives independent dummies.
+    `purpose` names the random stream: another purpose gives independent dummies. With `confidence` each dummy is
+    pushed to its class only up to a probability drawn from that range, and not as far as it goes.
     """
     generator = run.generator(purpose)
     layers = batch_norms(classifier.network)
@@ -103,12 +104,14 @@ def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dumm
             pixels = torch.logit(start.clamp(0.02, 0.98)).to(device).requires_grad_(True)
             optimiser = torch.optim.Adam([pixels], lr=lr)
             targets = targets.to(device)
+            floor = None if confidence is None else _log_uniform(confidence, len(targets), generator).to(device)
             for step in range(steps):
                 run.step("curating dummies", done, count * steps)
                 optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2 + 1e-3
                 image = torch.sigmoid(pixels)
                 view = _augment(image, generator, colours=not layers)
-                loss = F.cross_entropy(classifier(view), targets)
+                short = F.cross_entropy(classifier(view), targets, reduction="none")
+                loss = (short if floor is None else F.relu(short + floor)).mean()
                 if layers:
                     loss = loss + statistics_weight * statistics.loss()
                 loss = loss + variation_weight * _total_variation(image)
@@ -123,6 +126,23 @@ def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dumm
     run.meter.add(count, backward=False)
     how = "inversion with batch-norm matching" if layers else "inversion with augmentation (no batch-norm)"
     return Dummies(images, logits_of(classifier, images).to(device), how, bool(layers))
+
+
+def _log_uniform(span: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """Logarithms of probabilities drawn uniformly from a range."""
+    low, high = span
+    return torch.log(low + (high - low) * torch.rand(count, generator=generator))
+
+
+def curate_ordinary(classifier: Classifier, count: int, run: Run, *, purpose: str, steps: int = 60, lr: float = 0.3,
+                    statistics_weight: float = 240.0, confidence: tuple[float, float] = (0.1, 0.9)) -> Dummies:
+    """Dummies as unsure as ordinary images and closer to the stored statistics: what a repair learns from.
+
+    Those of a scan are surer of their class than real images are, and what a repair keeps on them it need not keep
+    on real ones (docs/research/log.md, 21). Needs batch-norm.
+    """
+    return invert(classifier, count, run, purpose=purpose, steps=steps, lr=lr, statistics_weight=statistics_weight,
+                  confidence=confidence)
 
 
 def _augment(image: Tensor, generator: torch.Generator, *, colours: bool) -> Tensor:
