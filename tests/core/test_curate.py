@@ -8,10 +8,10 @@ from helpers.planted import CLASSES, CPU, SPEC, Attack, Planted
 from torch import Tensor, nn
 
 from deepsanitizer.classifier import Classifier, classifier_of
-from deepsanitizer.curate import curate_features, invert, procedural
+from deepsanitizer.curate import curate_features, curate_ordinary, invert, procedural
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.split import Split, split
-from deepsanitizer.types import InputSpec, Run
+from deepsanitizer.types import Dummies, InputSpec, Run
 
 PlantedOf = Callable[[Attack], Planted]
 
@@ -182,3 +182,25 @@ def test_features_repeat_with_the_seed(cut: Split) -> None:
     first, again, other = (curate_features(cut, Run(CPU, seed), repeats=1, steps=3).features for seed in (0, 0, 1))
     assert first.equal(again)
     assert not first.equal(other)
+
+
+def test_ordinary_dummies_are_less_sure(planted: PlantedOf) -> None:
+    """Pushed to their class only as far as drawn; and nearer to the stored statistics than a scan's."""
+    classifier = planted("none").classifier()
+    top = [d.logits.softmax(1).amax(1) for d in (invert(classifier, 60, Run(CPU), purpose="x", steps=60, lr=0.3),
+                                                  curate_ordinary(classifier, 60, Run(CPU), purpose="x"))]
+    assert top[1].mean() < top[0].mean() - 0.05
+    assert top[1].std() > top[0].std()
+
+
+def test_leaving_out_classes_keeps_enough_of_them() -> None:
+    images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 4
+    dummies = Dummies(images, torch.eye(4)[labels], "made up")
+    fewer = dummies.without({1})
+    assert fewer.images.equal(images[labels != 1])
+    assert fewer.labels.tolist() == labels[labels != 1].tolist()
+    assert dummies.without(set()).images.equal(images)
+    assert len(dummies.without({0, 1})) == 6
+    assert dummies.without({0, 1, 2}) is dummies  # one class alone says nothing about the others
+    two = Dummies(images, torch.eye(2)[labels % 2], "made up")
+    assert two.without({1}) is two
