@@ -102,7 +102,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                      for t in bank.follow(old, dummies, lead, run, purpose="bank", **plan).triggers]
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
             if method == "tune":
-                candidate = tune.repair(old, ground.ordinary, found, run)
+                candidate = tune.repair(old, _spared(ground.ordinary, found), found, run)
                 steps.append("tuned on pairs of dummies")
             else:
                 candidate, weight, told = _relearned(ground, found)
@@ -119,9 +119,10 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                                                    purpose="closed form again")
                     done = f"relearned anew with weight {weight:g}"
                 else:
-                    candidate = tune.repair(old, ground.ordinary, found, run, start=candidate, purpose=f"tune {number}")
+                    candidate = tune.repair(old, _spared(ground.ordinary, found), found, run, start=candidate,
+                                            purpose=f"tune {number}")
                     done = "tuned"
-            steps.append(f"not gone yet: {done} on {len(found)} transformations")
+            steps.append(f"not gone yet ({_left(best.proof)}): {done} on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
@@ -172,6 +173,13 @@ def _published(ground: Ground) -> Repaired:
     step = (f"fine-tuned the head after {parts.layer} on {len(features.labels)} dummy features; "
             f"loss at step 0: {loss:.4f}")
     return replace(ground.proven(candidate, 0, [step]), loss_step0=loss)
+
+
+def _left(proof: Proof) -> str:
+    """What still stood in a proof's way, for the report."""
+    told = [f"{c.family}: margin {c.margin_after:.1f}, others {c.others_after:.1f}, old patterns "
+            f"{c.old_success_after:.0%}" for c in proof.left]
+    return "; ".join(told) or "answers on plain dummies have changed"
 
 
 def _names(found: Sequence[Trigger]) -> str:
