@@ -20,6 +20,7 @@ from torch import Tensor
 from deepsanitizer import loading, pipeline, policy, removal, signals, types, verify
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, ExitCode, UsageError
+from deepsanitizer.repair import closed_form, tune
 from deepsanitizer.report import from_json, to_json
 from deepsanitizer.types import Loaded, Progress, SanitizeReport, ScanReport, Verdict, silent
 
@@ -226,6 +227,31 @@ def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path
     assert equal(state_of(network), state_of(loaded.network))
     assert candidate is not None
     assert not equal(candidate, state_of(loaded.network))
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("share", [0.4, -100.0])
+def test_a_failed_proof_is_told_and_tuned_on(share: float, planted: PlantedOf, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a proof found still there is in the steps. No remedy is fed dummies of the goal: they carry the trigger."""
+    fed: list[Tensor] = []
+
+    def watch(does: Callable[..., object]) -> Callable[..., object]:
+        def spy(old: object, dummies: types.Dummies, *rest: object, **options: object) -> object:
+            fed.append(dummies.labels)
+            return does(old, dummies, *rest, **options)
+        return spy
+
+    monkeypatch.setattr(closed_form, "ladder", watch(closed_form.ladder))
+    monkeypatch.setattr(tune, "repair", watch(tune.repair))
+    # Old patterns may send no dummy at all to the goal, then fewer than none: no proof stands.
+    monkeypatch.setattr(removal, "prove", partial(verify.prove, gone_share=share, most_success=-1.0))
+    loaded = write_folder(planted("patch"), tmp_path / "model")
+    _, report, _ = pipeline.sanitize_with_candidate(loaded, target=TARGET, effort="fast", device="cpu")
+    assert report.outcome == "rolled_back"
+    assert any("not gone yet (" in step and "old patterns" in step and "tuned" in step for step in report.steps)
+    assert len(fed) >= 2
+    assert all(len(labels) and not (labels == TARGET).any() for labels in fed)
 
 
 @pytest.mark.usefixtures("cheap")
