@@ -107,6 +107,9 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             else:
                 candidate, weight, told = _relearned(ground, found)
                 steps.append(told)
+                if method == "auto":
+                    candidate = tune.repair(old, _spared(ground.ordinary, found), found, run, start=candidate)
+                    steps.append("tuned on pairs of dummies")
         best = ground.proven(candidate, 0, steps)
         for number in range(1, rounds + 1 if method == "auto" else 1):
             if best.proof.accepted or not best.proof.repeated:
