@@ -1,4 +1,4 @@
-"""Removal: bank, closed form, proof, and short tunes while a new search still succeeds.
+"""Removal: bank, closed form, a tune, proof, and further rounds while a new search still succeeds.
 
 Stopping is by adversarial evidence. That the patterns found no longer work proves nothing; a candidate passes when
 new searches, with seeds and dummies that the repair has not seen, reach the goal no more easily than other classes.

@@ -1,7 +1,7 @@
 """Remedies, one file each. `METHODS` are the names that the command line takes; `auto` follows the policy."""
 
 METHODS: dict[str, str] = {
-    "auto": "relearn in closed form, prove, and tune in short rounds while a new search still succeeds",
+    "auto": "relearn in closed form, tune, prove, and go on in rounds while a new search still succeeds",
     "closed_form": "relearn every linear map in closed form on pairs of dummies, once",
     "tune": "a short gradient tune on pairs of dummies, once",
     "paper": "the published method: fine-tune the head on dummy features",
