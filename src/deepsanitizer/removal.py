@@ -74,7 +74,7 @@ def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], sus
     old, unit = parts.classifier, plain_margin(dummies)
     with stage("fresh dummies"):
         fresh = invert(old, plan.fresh, run, purpose="fresh dummies")
-    ordinary = dummies
+    ordinary = dummies  # untried without statistics to match
     if dummies.matched:
         with stage("ordinary dummies"):
             ordinary = curate_ordinary(old, plan.ordinary, run, purpose="ordinary dummies")
@@ -101,29 +101,28 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             found = [t for lead in ground.leads
                      for t in bank.follow(old, dummies, lead, run, purpose="bank", **plan).triggers]
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
-            if method == "tune":
-                candidate = tune.repair(old, _spared(ground.ordinary, found), found, run)
-                steps.append("tuned on pairs of dummies")
-            else:
-                candidate, weight, told = _relearned(ground, found)
+            learned_from = _without_goals(ground.ordinary, found)
+            candidate, weight = old, 0.0
+            if method != "tune":
+                candidate, weight, told = _relearned(ground, learned_from, found)
                 steps.append(told)
-                if method == "auto":
-                    candidate = tune.repair(old, _spared(ground.ordinary, found), found, run, start=candidate)
-                    steps.append("tuned on pairs of dummies")
+            if method != "closed_form":
+                candidate = tune.repair(old, learned_from, found, run, start=candidate)
+                steps.append("tuned on pairs of dummies")
         best = ground.proven(candidate, 0, steps)
         for number in range(1, rounds + 1 if method == "auto" else 1):
             if best.proof.accepted or not best.proof.repeated:
                 break
             found += best.proof.anew
+            learned_from = _without_goals(ground.ordinary, found)
             with ground.stage("repair"):
                 if number == 2:
                     weight /= 4
-                    candidate = closed_form.repair(old, _spared(ground.ordinary, found), found, run, keep=weight,
+                    candidate = closed_form.repair(old, learned_from, found, run, keep=weight,
                                                    purpose="closed form again")
                     done = f"relearned anew with weight {weight:g}"
                 else:
-                    candidate = tune.repair(old, _spared(ground.ordinary, found), found, run, start=candidate,
-                                            purpose=f"tune {number}")
+                    candidate = tune.repair(old, learned_from, found, run, start=candidate, purpose=f"tune {number}")
                     done = "tuned"
             steps.append(f"not gone yet ({_left(best.proof)}): {done} on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
@@ -133,8 +132,9 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
     return best
 
 
-def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, ...] = (16.0, 4.0, 1.0),
-               enough: float = 0.05, most_lost: float = 0.02) -> tuple[Classifier, float, str]:
+def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *,
+               keeps: tuple[float, ...] = (16.0, 4.0, 1.0), enough: float = 0.05,
+               most_lost: float = 0.02) -> tuple[Classifier, float, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 
     The heaviest weight comes first; a lighter one is taken where the strongest old patterns still send more than
@@ -143,8 +143,7 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
     chosen: Classifier | None = None
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
-    candidates = closed_form.ladder(ground.parts.classifier, _spared(ground.ordinary, found), found, ground.run,
-                                    keeps=keeps)
+    candidates = closed_form.ladder(ground.parts.classifier, dummies, found, ground.run, keeps=keeps)
     for keep, candidate in zip(keeps, candidates, strict=True):
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)
         agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
@@ -161,7 +160,7 @@ def _relearned(ground: Ground, found: Sequence[Trigger], *, keeps: tuple[float, 
     return chosen, weight, told
 
 
-def _spared(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:
+def _without_goals(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:
     """Without the accused goals' own dummies: curated on a trojaned network they carry the trigger, and to keep what
     it does there keeps the backdoor (docs/research/log.md, 21).
     """

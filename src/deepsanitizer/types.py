@@ -193,7 +193,9 @@ class Dummies:
         return self.logits.argmax(1)
 
     def without(self, classes: Collection[int]) -> "Dummies":
-        """Those that the model gives other classes; all of them where fewer than half of the classes would be left."""
+        """Those that the model gives other classes; all of them where fewer than two classes, or than half of them,
+        would be left.
+        """
         dropped = torch.tensor(sorted(classes), device=self.images.device, dtype=torch.long)
         left = ~torch.isin(self.labels, dropped)
         if len(self.labels[left].unique()) < max(2, self.logits.shape[1] / 2):

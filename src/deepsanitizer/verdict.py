@@ -1,8 +1,8 @@
 """From evidence to a verdict and ranked suspects.
 
 The verdict is not calibrated yet: the threshold is where one signal's lead is as large as the network's own plain
-margin (see `signals`), not a stated false-alarm rate. Unknown is never clean: where the dummies do
-not represent the network, the verdict is inconclusive.
+margin (see `signals`), not a stated false-alarm rate. Unknown is never clean: where the dummies do not represent
+the network, the verdict is inconclusive.
 """
 
 from collections.abc import Sequence

@@ -116,11 +116,10 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
     its margin is now below what other classes reach on the new weights, or below `gone_share` of a plain margin where
-    that is more. For the
-    strongest, and for other goals, also the patterns found on the old weights, at their natural strength, may send at
-    most `most_success` of the dummies to the goal, which proves nothing alone. Where no attack on the old weights
-    succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked for on the surer half of
-    the dummies (`sure_agreement`).
+    that is more. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
+    strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. Where no attack
+    on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked for on
+    the surer half of the dummies (`sure_agreement`).
     """
     agreed = agreement(fresh, new)
     if not logits_of(new, fresh.images).isfinite().all():

@@ -83,10 +83,9 @@ def test_special_file(tmp_path: Path) -> None:
     assert "not a regular file" in problem(UsageError, lambda: load(tmp_path / "w.pt"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser can read anything")
-def test_unreadable_file(tmp_path: Path) -> None:
-    (tmp_path / "w.pt").touch(mode=0)
-    assert "cannot be read" in problem(UsageError, lambda: load(tmp_path / "w.pt"))
+def test_unreadable_file(unprivileged: Path) -> None:
+    (unprivileged / "w.pt").touch(mode=0)
+    assert "cannot be read" in problem(UsageError, lambda: load(unprivileged / "w.pt"))
 
 
 @pytest.mark.parametrize("keep", [9, 40, 300, -1, -200])

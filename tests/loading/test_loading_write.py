@@ -379,12 +379,11 @@ class TestCheckOutput:
         assert "nothing can be written" in problem(UsageError, lambda: check_output(file, "/proc/out.pt"))
         assert "has no name" in problem(UsageError, lambda: check_output(file, "/"))
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser can write anywhere")
-    def test_unwritable_for_this_user(self, file: Checkpoint, tmp_path: Path) -> None:
-        (tmp_path / "locked").mkdir(mode=0o500)
-        assert "nothing can be written" in self.refused(file, tmp_path / "locked" / "out.pt", tmp_path)
-        (tmp_path / "locked.pt").touch(mode=0o400)
-        assert "write-protected" in self.refused(file, tmp_path / "locked.pt", tmp_path)
+    def test_unwritable_for_this_user(self, file: Checkpoint, unprivileged: Path) -> None:
+        (unprivileged / "locked").mkdir(mode=0o500)
+        assert "nothing can be written" in self.refused(file, unprivileged / "locked" / "out.pt", unprivileged)
+        (unprivileged / "locked.pt").touch(mode=0o400)
+        assert "write-protected" in self.refused(file, unprivileged / "locked.pt", unprivileged)
 
 
 def test_read_back_of_something_else(tmp_path: Path, bare: Callable[..., Loaded]) -> None:

@@ -104,7 +104,7 @@ def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dumm
             pixels = torch.logit(start.clamp(0.02, 0.98)).to(device).requires_grad_(True)
             optimiser = torch.optim.Adam([pixels], lr=lr)
             targets = targets.to(device)
-            floor = None if confidence is None else _log_uniform(confidence, len(targets), generator).to(device)
+            floor = None if confidence is None else _log_probabilities(confidence, len(targets), generator).to(device)
             for step in range(steps):
                 run.step("curating dummies", done, count * steps)
                 optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2 + 1e-3
@@ -128,8 +128,8 @@ def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dumm
     return Dummies(images, logits_of(classifier, images).to(device), how, bool(layers))
 
 
-def _log_uniform(span: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
-    """Logarithms of probabilities drawn uniformly from a range."""
+def _log_probabilities(span: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """Of probabilities drawn uniformly from a range, (count,)."""
     low, high = span
     return torch.log(low + (high - low) * torch.rand(count, generator=generator))
 

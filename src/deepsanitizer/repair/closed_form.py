@@ -19,6 +19,7 @@ Reference: none for the whole; a least-squares relative of unlearning by distill
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +64,10 @@ def ladder(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
 
     for keep in keeps:
         edited = (start or original).clone()
-
-        def solve(projection: Projection, target: _Target, rows: Tensor, keep: float = keep) -> None:
-            scarce = 1 + scarcity * rows.shape[2] / len(rows)
-            split = target.rows_of_pairs
-            projection.write(_solve(projection.matrix(), rows[:split], target.responses[:split], rows[split:],
-                                    target.responses[split:], keep, ridge * scarce, robust))
-
+        rewrite = partial(_rewrite, keep=keep, ridge=ridge, scarcity=scarcity, robust=robust)
         with torch.no_grad(), edited.exact(), projections(edited.network) as after:
             relearn = _in_one_pass if fits else _by_prefixes
-            relearn(edited, [(after[index], targets[index]) for index in order], images, solve, run)
+            relearn(edited, [(after[index], targets[index]) for index in order], images, rewrite, run)
         yield edited
 
 
@@ -97,7 +92,7 @@ class _Sample:
     floats: int
 
 
-_Solver = Callable[[Projection, _Target, Tensor], None]
+_Rewriter = Callable[[Projection, _Target, Tensor], None]
 
 
 def _join(pairs: _Sample, plain: _Sample) -> _Target:
@@ -106,23 +101,20 @@ def _join(pairs: _Sample, plain: _Sample) -> _Target:
                    pairs.width, pairs.floats)
 
 
-def _in_one_pass(edited: Classifier, maps: Sequence[tuple[Projection, _Target]], images: Tensor, solve: _Solver,
+def _in_one_pass(edited: Classifier, maps: Sequence[tuple[Projection, _Target]], images: Tensor, rewrite: _Rewriter,
                  run: Run) -> None:
     """One forward pass of all images; each map is solved and rewritten just before it is applied."""
-    done: list[int] = []
+    def hook(number: int, projection: Projection, target: _Target) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            run.step("relearning layers in closed form", number, len(maps))
+            x, split = inputs[0].float(), len(target.positions[0])
+            rewrite(projection, target, torch.cat([
+                projection.rows(part, positions, target.width)
+                for part, positions in zip((x[:split], x[split:]), target.positions, strict=True)]))
+        return before
 
-    def hook(projection: Projection, target: _Target) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def rewrite(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            run.step("relearning layers in closed form", len(done), len(maps))
-            split = len(target.positions[0])
-            x = inputs[0].float()
-            rows = [projection.rows(part, positions, target.width)
-                    for part, positions in zip((x[:split], x[split:]), target.positions, strict=True)]
-            solve(projection, target, torch.cat(rows))
-            done.append(1)
-        return rewrite
-
-    handles = [projection.module.register_forward_pre_hook(hook(projection, target)) for projection, target in maps]
+    handles = [projection.module.register_forward_pre_hook(hook(number, projection, target))
+               for number, (projection, target) in enumerate(maps)]
     try:
         edited(images)
     finally:
@@ -131,17 +123,25 @@ def _in_one_pass(edited: Classifier, maps: Sequence[tuple[Projection, _Target]],
     run.meter.add(len(images), backward=False)
 
 
-def _by_prefixes(edited: Classifier, maps: Sequence[tuple[Projection, _Target]], images: Tensor, solve: _Solver,
+def _by_prefixes(edited: Classifier, maps: Sequence[tuple[Projection, _Target]], images: Tensor, rewrite: _Rewriter,
                  run: Run, *, batch: int = 200) -> None:
     """The same in bounded memory: for each map the images run up to it, batch by batch."""
-    for done, (projection, target) in enumerate(maps):
-        run.step("relearning layers in closed form", done, len(maps))
-        split, rows = len(target.positions[0]), list[Tensor]()
-        for part, positions in zip((images[:split], images[split:]), target.positions, strict=True):
-            for some, where in zip(part.split(batch), positions.split(batch), strict=True):
-                rows.append(projection.rows(_input_of(edited, projection, some), where, target.width))
-        solve(projection, target, torch.cat(rows))
-        run.meter.add(len(images), backward=False, share=(done + 1) / len(maps))
+    for number, (projection, target) in enumerate(maps):
+        run.step("relearning layers in closed form", number, len(maps))
+        split = len(target.positions[0])
+        rewrite(projection, target, torch.cat([
+            projection.rows(_input_of(edited, projection, some), where, target.width)
+            for part, positions in zip((images[:split], images[split:]), target.positions, strict=True)
+            for some, where in zip(part.split(batch), positions.split(batch), strict=True)]))
+        run.meter.add(len(images), backward=False, share=(number + 1) / len(maps))
+
+
+def _rewrite(projection: Projection, target: _Target, inputs: Tensor, *, keep: float, ridge: float, scarcity: float,
+             robust: bool) -> None:
+    """Solve one map for its input rows, pairs before plain, and put the solution in its place."""
+    scarce, split = 1 + scarcity * inputs.shape[2] / len(inputs), target.rows_of_pairs
+    projection.write(_solve(projection.matrix(), inputs[:split], target.responses[:split], inputs[split:],
+                            target.responses[split:], keep, ridge * scarce, robust))
 
 
 def _solve(old: Tensor, changed: Tensor, wanted: Tensor, kept: Tensor, plainly: Tensor, keep: float, ridge: float,
