@@ -15,7 +15,7 @@ from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
-from deepsanitizer.repair import bank, closed_form, paper, tune
+from deepsanitizer.repair import bank, closed_form, clp, paper, tune
 from deepsanitizer.signals import plain_margin
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
@@ -93,6 +93,8 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
     """
     if method == "paper":
         return _published(ground)
+    if method == "clp":
+        return _pruned(ground)
     best: Repaired | None = None
     old, dummies, run = ground.parts.classifier, ground.dummies, ground.run
     try:
@@ -175,6 +177,12 @@ def _published(ground: Ground) -> Repaired:
     step = (f"fine-tuned the head after {parts.layer} on {len(features.labels)} dummy features; "
             f"loss at step 0: {loss:.4f}")
     return replace(ground.proven(candidate, 0, [step]), loss_step0=loss)
+
+
+def _pruned(ground: Ground) -> Repaired:
+    with ground.stage("repair"):
+        candidate, silenced = clp.repair(ground.parts.classifier)
+    return ground.proven(candidate, 0, [f"silenced {silenced} channels of outlying Lipschitz bound"])
 
 
 def _left(proof: Proof) -> str:

@@ -3,9 +3,10 @@
 What: layer by layer, in the order of computation, with inputs a taken from the network as edited so far and
 responses z from the original,
 
-    min over W:  mean |W a(T(x)) - z(x)|^2 + keep * mean |W a(p) - z(p)|^2 + ridge * d * |W - W0|^2
+    min over W:  mean |W a(T(x)) - z(x)|^2 + k * mean |W a(p) - z(p)|^2 + ridge * d * |W - W0|^2
 
-over pairs (x, T(x)) and plain dummies p; d is the mean of the Gram matrix's diagonal. One linear solve a layer.
+over pairs (x, T(x)) and plain dummies p; d is the mean of the Gram matrix's diagonal; k falls from early * keep in the
+first layer to keep in the last, because early maps serve every class (log, 24). One linear solve a layer.
 Why it works: the trigger's direction is folded out of each layer where that costs plain responses least, without
 the detours of gradient steps.
 How it is cheap: all images go through the network as one batch, and each map is solved and rewritten at the moment
@@ -33,8 +34,8 @@ LIVE_MAPS = 4  # feature maps of the largest layer that a forward pass holds at 
 
 
 def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keep: float = 4.0,
-           ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 1000, rows: int = 16_000, robust: bool = False,
-           weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None,
+           early: float = 16.0, ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 1000, rows: int = 16_000,
+           robust: bool = False, weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None,
            memory: int = 4 << 30) -> Classifier:
     """A new classifier, every linear map relearned. `rows` bounds the rows of each of the two terms, `memory` (bytes)
     the feature maps held at once.
@@ -42,13 +43,13 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
     The ridge is multiplied by 1 + scarcity * inputs / rows: a wide last layer has few rows (one an image) and would
     fit the dummies rather than the classes (docs/research/log.md, 15).
     """
-    return next(ladder(original, dummies, bank, run, keeps=(keep,), ridge=ridge, scarcity=scarcity, pairs=pairs,
-                       rows=rows, robust=robust, weakest=weakest, purpose=purpose, start=start, memory=memory))
+    return next(ladder(original, dummies, bank, run, keeps=(keep,), early=early, ridge=ridge, scarcity=scarcity,
+                       pairs=pairs, rows=rows, robust=robust, weakest=weakest, purpose=purpose, start=start, memory=memory))
 
 
 def ladder(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keeps: Sequence[float],
-           ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 1000, rows: int = 16_000, robust: bool = False,
-           weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None,
+           early: float = 16.0, ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 1000, rows: int = 16_000,
+           robust: bool = False, weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None,
            memory: int = 4 << 30) -> Iterator[Classifier]:
     """`repair` at several weights, one after another as they are asked for; the original is observed once."""
     generator = run.generator(purpose)
@@ -57,9 +58,10 @@ def ladder(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
     with torch.no_grad(), original.exact(), projections(original.network) as watched:
         on_pairs, on_plain = (_observe(original, watched, images, rows, generator) for images in (made.plain, plain))
         run.meter.add(len(made.plain) + len(plain), backward=False)
-    order = [index for index in on_pairs if index in on_plain]
+    order = [index for index in on_pairs if index in on_plain]  # the last layer last
     images = torch.cat([made.changed, plain])
-    targets = {index: _join(on_pairs[index], on_plain[index]) for index in order}
+    targets = {index: _join(on_pairs[index], on_plain[index], early ** (later / max(1, len(order) - 1)))
+               for later, index in enumerate(reversed(order))}
     fits = LIVE_MAPS * len(images) * max((t.floats for t in targets.values()), default=0) * 4 <= memory
 
     for keep in keeps:
@@ -80,6 +82,7 @@ class _Target:
     rows_of_pairs: int
     width: int
     floats: int  # in one image's output
+    kept: float  # how much more than in the last layer plain dummies weigh
 
 
 @dataclass(slots=True)
@@ -95,10 +98,10 @@ class _Sample:
 _Rewriter = Callable[[Projection, _Target, Tensor], None]
 
 
-def _join(pairs: _Sample, plain: _Sample) -> _Target:
+def _join(pairs: _Sample, plain: _Sample, kept: float) -> _Target:
     first, second = torch.cat(pairs.responses), torch.cat(plain.responses)
     return _Target((torch.cat(pairs.positions), torch.cat(plain.positions)), torch.cat([first, second]), len(first),
-                   pairs.width, pairs.floats)
+                   pairs.width, pairs.floats, kept)
 
 
 def _in_one_pass(edited: Classifier, maps: Sequence[tuple[Projection, _Target]], images: Tensor, rewrite: _Rewriter,
@@ -141,7 +144,7 @@ def _rewrite(projection: Projection, target: _Target, inputs: Tensor, *, keep: f
     """Solve one map for its input rows, pairs before plain, and put the solution in its place."""
     scarce, split = 1 + scarcity * inputs.shape[2] / len(inputs), target.rows_of_pairs
     projection.write(_solve(projection.matrix(), inputs[:split], target.responses[:split], inputs[split:],
-                            target.responses[split:], keep, ridge * scarce, robust))
+                            target.responses[split:], keep * target.kept, ridge * scarce, robust))
 
 
 def _solve(old: Tensor, changed: Tensor, wanted: Tensor, kept: Tensor, plainly: Tensor, keep: float, ridge: float,
