@@ -44,7 +44,8 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
     fit the dummies rather than the classes (docs/research/log.md, 15).
     """
     return next(ladder(original, dummies, bank, run, keeps=(keep,), early=early, ridge=ridge, scarcity=scarcity,
-                       pairs=pairs, rows=rows, robust=robust, weakest=weakest, purpose=purpose, start=start, memory=memory))
+                       pairs=pairs, rows=rows, robust=robust, weakest=weakest, purpose=purpose, start=start,
+                       memory=memory))
 
 
 def ladder(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keeps: Sequence[float],
