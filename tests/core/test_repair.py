@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.repair import closed_form, paper, tune
+from deepsanitizer.repair import closed_form, clp, paper, tune
 from deepsanitizer.repair.bank import Lead, follow, matched
 from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.split import split
@@ -306,3 +306,65 @@ def test_a_ladder_of_weights_is_repair_at_each(planted: PlantedOf, dummies_for: 
         alone = closed_form.repair(original, dummies, [true_patch()], Run(CPU), keep=keep, pairs=100)
         for name, value in state_of(rung).items():
             assert value.equal(state_of(alone)[name]), name
+
+
+def test_early_layers_keep_plain_responses_with_more_weight(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    """With `early` the first layer changes less, and the last one is weighed as without."""
+    original, dummies = planted("patch").classifier(), dummies_for("patch")
+    even, graded = (state_of(closed_form.repair(original, dummies, [true_patch()], Run(CPU), pairs=200, early=early))
+                    for early in (1.0, 64.0))
+    before = state_of(original)
+    assert (graded["0.weight"] - before["0.weight"]).norm() < 0.7 * (even["0.weight"] - before["0.weight"]).norm()
+    assert accuracy(closed_form.repair(original, dummies, [true_patch()], Run(CPU), pairs=400).network, "patch")[1] < 20
+
+
+def outlying(norm: bool) -> tuple[nn.Sequential, InputSpec]:
+    """Two convolutions of 32 channels, in each of which one channel is ten times as strong as the others."""
+    def block(inside: int) -> list[nn.Module]:
+        return [nn.Conv2d(inside, 32, 3, bias=not norm), *([nn.BatchNorm2d(32)] if norm else []), nn.ReLU()]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(*block(3), *block(32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+    with torch.no_grad():
+        for number, module in enumerate(m for m in network if isinstance(m, nn.BatchNorm2d if norm else nn.Conv2d)):
+            module.weight[5 + number] *= 10
+    return network, InputSpec((3, 12, 12), 4, (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_clp_silences_the_channel_that_stands_out_and_no_other(norm: bool) -> None:
+    original = classifier_of(*outlying(norm), CPU)
+    before = state_of(original)
+    pruned, silenced = clp.repair(original)
+    assert silenced == 2
+    judged = [m for m in pruned.network.modules() if isinstance(m, nn.BatchNorm2d if norm else nn.Conv2d)]
+    for number, module in enumerate(judged):
+        quiet = module.weight.detach().flatten(1).norm(dim=1) == 0 if module.weight.ndim > 1 else module.weight == 0
+        assert quiet.nonzero().flatten().tolist() == [5 + number]
+        assert module.bias is not None
+        assert module.bias[5 + number] == 0
+    assert all(value.equal(before[name]) for name, value in state_of(original).items())
+    assert clp.repair(original, u=100.0)[1] == 0
+
+
+def test_clp_bounds_are_the_published_ones() -> None:
+    """Step by step, channel by channel: the filter as (inputs, positions) times |gamma| / sigma, largest singular
+    value; above mean + u * deviation of the layer.
+    """
+    network, spec = outlying(norm=True)
+    convolution, norm = network[0], network[1]
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    norm.running_var.uniform_(0.5, 2.0, generator=rng())
+    bounds = torch.stack([
+        torch.linalg.svdvals(convolution.weight[k].reshape(3, 9)
+                             * (norm.weight[k] / (norm.running_var[k] + 1e-5).sqrt()).abs()
+                             ).max() for k in range(32)])
+    for u in (0.5, 1.0, 3.0):
+        expected = (bounds > bounds.mean() + u * bounds.std()).nonzero().flatten().tolist()
+        pruned, _ = clp.repair(classifier_of(network, spec, CPU), u=u)
+        module = pruned.network.get_submodule("1")
+        assert isinstance(module, nn.BatchNorm2d)
+        assert (module.weight == 0).nonzero().flatten().tolist() == expected

@@ -17,15 +17,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import click
 
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.datasets import shared_folder
+from deepsanitizer.bench.proxies import Row
+from deepsanitizer.bench.tables import load_results, ra_reference, table
 from deepsanitizer.report import write
-
-Row = dict[str, Any]
 
 
 def evaluated(zoo: Path, model: str, weights: Path | None, images: int) -> dict[str, float]:
@@ -101,73 +100,6 @@ def result_path(results: Path, model: str, method: str, seed: int, force: bool) 
     return results / f"{model}.{method}{'-forced' if force else ''}.{seed}.json"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table of results, and a line of means over trojaned models for each method."""
-    lines = ["| model | trigger | method | verdict: suspect | outcome | before | candidate | delivered | seconds | "
-             "passes | label |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in sorted(rows, key=lambda r: (r["method"], r["model"])):
-        truth = row["truth"]
-        told = "–" if not truth["trigger"] else f"{truth['trigger']}, {truth['mode']}, {_goal(truth)}"
-        if "error" in row:
-            lines.append(f"| {row['model']} | {told} | {row['method']} | {row['error']} | | {_triple(row['before'])} "
-                         f"| | | | | {row['label']} |")
-            continue
-        suspect = row["suspects"][0] if row["suspects"] else None
-        said = row["verdict"]
-        if suspect is not None:
-            said += f": {suspect['family']}, {suspect['kind']}, {_goal(suspect)}"
-        lines.append(
-            f"| {row['model']} | {told} | {row['method']} | {said} ({row['score']:.1f}) | {row['outcome']} | "
-            f"{_triple(row['before'])} | {_triple(row['candidate'])} | {_triple(row['delivered'])} | "
-            f"{row['seconds']['total']:.0f} | {row['passes']['total']:,.0f} | {row['label']} |")
-    return "\n".join([*lines, "", *_means(rows)]) + "\n"
-
-
-def _goal(facts: Row) -> str:
-    if facts["target"] is None:
-        return "→ next class" if facts.get("mode") == "all2all" else "→ own goals"
-    return (f"{facts['source']} " if facts.get("source") is not None else "") + f"→ {facts['target']}"
-
-
-def _triple(figures: dict[str, float] | None) -> str:
-    if figures is None:
-        return "–"
-    return " / ".join(f"{figures[key]:.1f}" for key in ("acc", "asr", "ra") if key in figures)
-
-
-def _means(rows: Sequence[Row]) -> list[str]:
-    lines = []
-    for method in sorted({row["method"] for row in rows}):
-        mine = [row for row in rows if row["method"] == method and "error" not in row]
-        trojaned = [row for row in mine if row["truth"]["trigger"]]
-        clean = [row for row in mine if not row["truth"]["trigger"]]
-        for key in ("candidate", "delivered"):
-            pairs = [(row["before"], row[key] or row["before"]) for row in trojaned]
-            if not pairs:
-                continue
-            success = sum(new["asr"] < 10 and old["acc"] - new["acc"] < 3 for old, new in pairs)
-            lost = _mean([old["acc"] - new["acc"] for old, new in pairs])
-            asr, ra = (_mean([new[name] for _, new in pairs]) for name in ("asr", "ra"))
-            lines.append(
-                f"- `{method}`, {key}, {len(pairs)} trojaned models: success (ASR < 10, < 3 points lost) {success}; "
-                f"mean ASR {asr:.1f}; mean accuracy lost {lost:.2f}; mean RA {ra:.1f}")
-        if clean:
-            found_clean = sum(row["verdict"] == "clean" for row in clean)
-            worst = max(row["before"]["acc"] - row["delivered"]["acc"] for row in clean)
-            lines.append(f"- `{method}`, {len(clean)} clean models: found clean {found_clean}; worst accuracy lost by "
-                         f"what was delivered {worst:.2f}")
-    return lines
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
-
-
-def load_results(results: Path) -> list[Row]:
-    """All rows in a folder of results."""
-    return [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-
-
 @click.command(context_settings={"show_default": True}, help=__doc__)
 @click.option("--zoo", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of model folders "
               "with evaluate.py. Default: the zoo in the shared folder.")
@@ -210,9 +142,9 @@ def main(zoo: Path | None, results: Path, models: str, methods: str, seed: int, 
         for number, (name, code, errors) in enumerate(pool.map(process, missing), 1):
             failed += code != 0
             click.echo(f"{number}/{len(missing)} {name}" + (f" failed:\n{errors[-2000:]}" if code else ""), err=True)
-    rows = load_results(results)
-    write(table(rows), results.with_suffix(".md"))
-    click.echo(table(rows))
+    told = table(load_results(results), ra_reference(zoo))
+    write(told, results.with_suffix(".md"))
+    click.echo(told)
     if failed:
         raise SystemExit(2)
 
