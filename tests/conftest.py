@@ -1,9 +1,10 @@
 """What test modules of several folders ask for by name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from helpers.planted import Attack, Planted, plant, shared_folder
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +14,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Attack], Planted]:
+    """The planted network of an attack; weights are shared between test processes."""
+    folder = shared_folder(tmp_path_factory.getbasetemp())
+    known: dict[Attack, Planted] = {}
+
+    def get(attack: Attack) -> Planted:
+        if attack not in known:
+            known[attack] = plant(attack, folder)
+        return known[attack]
+
+    return get

@@ -1,10 +1,10 @@
-"""Planted networks and dummies for them, once in each test process; weights are shared between processes."""
+"""Dummies for planted networks, once in each test process."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from helpers.planted import CPU, Attack, Planted, plant, shared_folder
+from helpers.planted import CPU, Attack, Planted
 
 from deepsanitizer.curate import invert
 from deepsanitizer.types import Dummies, Run
@@ -17,20 +17,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Attack], Planted]:
-    """The planted network of an attack."""
-    folder = shared_folder(tmp_path_factory.getbasetemp())
-    known: dict[Attack, Planted] = {}
-
-    def get(attack: Attack) -> Planted:
-        if attack not in known:
-            known[attack] = plant(attack, folder)
-        return known[attack]
-
-    return get
 
 
 @pytest.fixture(scope="session")

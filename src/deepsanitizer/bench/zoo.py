@@ -20,19 +20,50 @@ from pathlib import Path
 
 import click
 
+import deepsanitizer
+from deepsanitizer import loading
 from deepsanitizer.allocator import keep_freed_memory
-from deepsanitizer.bench.datasets import shared_folder
+from deepsanitizer.bench.attacks import ATTACKS
+from deepsanitizer.bench.datasets import load_pack, shared_folder
 from deepsanitizer.bench.proxies import Row
 from deepsanitizer.bench.tables import load_results, ra_reference, table
+from deepsanitizer.evaluation import evaluate
 from deepsanitizer.report import write
 
 
 def evaluated(zoo: Path, model: str, weights: Path | None, images: int) -> dict[str, float]:
-    """ACC, ASR and RA in percent by the zoo's own script; ASR and RA only for trojaned models."""
+    """ACC, ASR and RA in percent on real test images; ASR and RA only for trojaned models."""
+    if not (zoo / "evaluate.py").exists():
+        return _evaluated_here(zoo / model, weights, images)
     command = [sys.executable, str(zoo / "evaluate.py"), model, "--n", str(images)]
     command += [] if weights is None else ["--weights", str(weights)]
     told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=zoo)
     return {key: value for key, value in json.loads(told.stdout).items() if key != "model"}
+
+
+def _evaluated_here(folder: Path, weights: Path | None, count: int) -> dict[str, float]:
+    from safetensors.torch import load_file
+
+    loaded, truth = loading.load(folder, import_from=code_of(folder.parent)), truth_of(folder)
+    if weights is not None:
+        loaded.network.load_state_dict(load_file(weights))
+    images, labels = load_pack(truth["data"], "test")
+    attack = ATTACKS[truth["attack"]](**truth["attack_kwargs"]) if truth["attack"] else None
+    told = evaluate(loaded, images[:count], labels[:count], mode=truth["mode"], target=truth["target"],
+                    source=truth["source"], trigger=attack.apply if attack else None, device="cpu")
+    return {key: round(value, 2) for key, value in (("acc", told.acc), ("asr", told.asr), ("ra", told.ra))
+            if value is not None}
+
+
+def code_of(zoo: Path) -> Path:
+    """The folder whose networks the models in it name: the zoo itself, or this package's own parent."""
+    return zoo if (zoo / "networks.py").exists() else Path(deepsanitizer.__file__).parents[1]
+
+
+def truth_of(folder: Path) -> Row:
+    """What was planted, for measuring and for the table only; `trigger` is its name, None in a clean model."""
+    truth: Row = json.loads((folder / "truth.json").read_text())
+    return {"trigger": truth.get("attack")} | truth
 
 
 def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: str, images: int, force: bool,
@@ -40,11 +71,11 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
     """Scan one model and run the methods that have no result yet."""
     from safetensors.torch import save_file
 
-    from deepsanitizer import loading, pipeline, removal
+    from deepsanitizer import pipeline, removal
     from deepsanitizer.errors import DeepSanitizerError
     from deepsanitizer.types import silent
 
-    loaded = loading.load(zoo / model, import_from=zoo)
+    loaded = loading.load(zoo / model, import_from=code_of(zoo))
     case = pipeline.open_case(loaded, None, "auto", "auto", seed, effort, silent, None)  # type: ignore[arg-type]
     examined = pipeline.examine(case)
     suspects, ground = pipeline.accused(examined, None, force), None
@@ -52,7 +83,7 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
         ground = removal.prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
                                   case.clock.stage, stored_as=loaded.checkpoint)
     shared_seconds, shared_passes = (dict(table) for table in (case.clock.seconds, case.clock.passes))
-    truth = json.loads((zoo / model / "truth.json").read_text())  # for the table only
+    truth = truth_of(zoo / model)
     before = evaluated(zoo, model, None, images)
     for method in methods:
         path = result_path(results, model, method, seed, force)
@@ -101,8 +132,8 @@ def result_path(results: Path, model: str, method: str, seed: int, force: bool) 
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--zoo", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of model folders "
-              "with evaluate.py. Default: the zoo in the shared folder.")
+@click.option("--zoo", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of model folders, "
+              "each with truth.json. Default: the zoo in the shared folder.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("benchmarks/results/zoo"))
 @click.option("--models", default="", help="Comma-separated names; all by default.")
 @click.option("--methods", default="paper,auto")

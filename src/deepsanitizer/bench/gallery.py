@@ -1,0 +1,109 @@
+"""Recovered triggers beside the real ones, as one picture for the documentation.
+
+    python -m deepsanitizer.bench.gallery models/* --output docs/images/triggers.png
+
+Each model folder is one that `bench.train` made. A row shows a dummy of the scan, the same with the planted trigger
+and with the strongest recovered one, and what each changes, amplified. Only the drawing knows what was planted: the
+scan does not.
+"""
+
+import io
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from deepsanitizer import facts, loading, pipeline
+from deepsanitizer.bench.attacks import ATTACKS
+from deepsanitizer.bench.zoo import code_of, truth_of
+from deepsanitizer.pictures import difference_picture, to_picture
+from deepsanitizer.triggers import apply_trigger
+from deepsanitizer.types import Picture, silent
+
+COLUMNS = ("dummy", "with the planted trigger", "what it changes", "with the recovered one", "what it changes")
+SIDE, GAP, HEAD, FOOT = 128, 14, 26, 34
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One row: its title, and a dummy (C, H, W) plain, with the planted and with the recovered trigger."""
+
+    title: str
+    plain: Tensor
+    planted: Tensor
+    recovered: Tensor
+
+
+def shown(folder: Path, *, seed: int = 0) -> Shown:
+    """Scan one model; LookupError where the scan recovers no trigger."""
+    loaded, truth = loading.load(folder, import_from=code_of(folder.parent)), truth_of(folder)
+    case = pipeline.open_case(loaded, None, "auto", "auto", seed, "standard", silent, None)
+    examined = pipeline.examine(case)
+    triggers = facts.triggers_of(examined.verdict.suspects, examined.evidence)
+    if not triggers:
+        raise LookupError(f"{folder.name}: nothing was recovered, the verdict is {examined.verdict.name}")
+    trigger = triggers[0]
+    usable = (trigger.goals_of(examined.dummies.labels) >= 0).nonzero()[:1, 0]
+    plain = examined.dummies.images[usable]
+    planted = ATTACKS[truth["attack"]](**truth["attack_kwargs"]).apply(plain)
+    goal = "own goals" if trigger.target is None else f"class {trigger.target}"
+    meant = "the next class" if truth["target"] is None else f"class {truth['target']}"
+    title = (f"{folder.name}: planted {truth['attack']} to {meant}; "
+             f"recovered {trigger.family} to {goal}, score {examined.verdict.score:.1f}")
+    return Shown(title, plain[0], planted[0], apply_trigger(trigger, plain)[0])
+
+
+def drawn(rows: Sequence[Shown]) -> Image.Image:
+    """All rows under a head of column titles."""
+    width, height = len(COLUMNS) * (SIDE + GAP) + GAP, HEAD + len(rows) * (SIDE + FOOT)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for number, title in enumerate(COLUMNS):
+        pen.text((GAP + number * (SIDE + GAP), 7), title, "black", font)
+    for number, row in enumerate(rows):
+        top = HEAD + number * (SIDE + FOOT)
+        pictures = [to_picture(row.plain, role="dummy", caption=""),
+                    to_picture(row.planted, role="triggered", caption=""), difference_picture(row.plain, row.planted),
+                    to_picture(row.recovered, role="triggered", caption=""),
+                    difference_picture(row.plain, row.recovered)]
+        for column, picture in enumerate(pictures):
+            sheet.paste(_image(picture), (GAP + column * (SIDE + GAP), top))
+        pen.text((GAP, top + SIDE + 5), row.title, "black", font)
+    return sheet
+
+
+def _image(picture: Picture) -> Image.Image:
+    image = Image.open(io.BytesIO(b64decode(picture.png_base64))).convert("RGB")
+    return image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+@click.command(context_settings={"show_default": True}, help=__doc__)
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="A .png.")
+@click.option("--seed", default=0)
+@click.option("--threads", default=1)
+def main(folders: tuple[Path, ...], output: Path, seed: int, threads: int) -> None:
+    """See the module."""
+    torch.set_num_threads(threads)
+    rows = []
+    for folder in folders:
+        try:
+            rows.append(shown(folder, seed=seed))
+        except LookupError as error:
+            click.echo(error, err=True)
+            continue
+        click.echo(rows[-1].title)
+    if not rows:
+        raise SystemExit(1)
+    partial = output.with_suffix(".partial")
+    drawn(rows).save(partial, "PNG", optimize=True)
+    partial.replace(output)
+
+
+if __name__ == "__main__":
+    main()
