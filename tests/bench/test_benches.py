@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers.planted import SPEC, Planted, patched, textures
 from safetensors.torch import save_file
-from torch import nn
 
 from deepsanitizer import loading
 from deepsanitizer.bench import gallery, reactivation, speed, zoo
@@ -49,7 +48,7 @@ def folder(planted: Callable[[str], Planted], tmp_path: Path, monkeypatch: pytes
     """A model folder that the loader is spared: it gives the planted network for it."""
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "truth.json").write_text(json.dumps(TRUTH))
-    monkeypatch.setattr(loading, "load", lambda path, **options: planted("patch").loaded)
+    monkeypatch.setattr(loading, "load", lambda path, **options: copy.deepcopy(planted("patch").loaded))
     return tmp_path / "one"
 
 
@@ -59,7 +58,8 @@ def test_a_folder_without_a_script_of_its_own_is_measured_here(folder: Path, tmp
     told = zoo.evaluated(tmp_path, "one", None, 240)
     assert told["acc"] > 90
     assert told["asr"] > 95
-    broken = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in planted("patch").network.state_dict().items()}
+    state = planted("patch").network.state_dict()
+    broken = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in state.items()}
     save_file(broken, str(tmp_path / "w.safetensors"))
     assert zoo.evaluated(tmp_path, "one", tmp_path / "w.safetensors", 240)["acc"] < 30
     assert zoo.truth_of(folder)["trigger"] == "patch"
@@ -69,7 +69,7 @@ def test_a_folder_without_a_script_of_its_own_is_measured_here(folder: Path, tmp
 def test_a_trojaned_network_stays_trojaned_and_a_clean_one_learns_late(planted: Callable[[str], Planted]) -> None:
     training = reactivation.few("made up", Corner(), 2, count=200, share=0.1, classes=6)
     assert (training[1] == 2).sum() > 200 / 6
-    networks = {name: loaded_copy(planted(name).network) for name in ("patch", "none")}
+    networks = {name: copy.deepcopy(planted(name).network) for name in ("patch", "none")}
     told = dict(reactivation.courses(networks, SPEC, training, "made up", Corner(), 2, images=240))
     assert [len(course) for course in told.values()] == [len(reactivation.AT)] * 2
     assert told["patch"][0].asr is not None
@@ -77,10 +77,6 @@ def test_a_trojaned_network_stays_trojaned_and_a_clean_one_learns_late(planted: 
     assert told["none"][0].asr is not None
     assert told["none"][0].asr < 20
     assert told["none"][-1].acc > 85
-
-
-def loaded_copy(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network)
 
 
 def test_training_is_timed_for_every_batch_and_the_model_stays(planted: Callable[[str], Planted]) -> None:
