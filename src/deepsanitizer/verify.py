@@ -111,12 +111,13 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
-          gone_share: float = 0.4, most_success: float = 0.2) -> Proof:
+          gone_share: float = 0.4, most_success: float = 0.2, tolerated: float = 0.5) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
-    its margin is now below what other classes reach on the new weights, or below `gone_share` of a plain margin where
-    that is more. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
+    its margin is now at most what other classes reach on the new weights (or `gone_share` of a plain margin where
+    that is more) and `tolerated` of the unit by which a scan judges it: one class must be the easiest of a clean
+    network, too. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
     strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. Where no attack
     on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked for on
     the surer half of the dummies (`sure_agreement`).
@@ -132,10 +133,10 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         target=old.found.lead.target, margin_before=old.found.margin, success_before=old.success,
         margin_after=now.found.margin, success_after=now.success,
         others_after=max(now.found.others, gone_share * plain_margin),
-        old_success_after=success(new, old.natural, fresh, run))
+        tolerated=tolerated * old.found.lead.unit, old_success_after=success(new, old.natural, fresh, run))
         for old, now in zip(before, after, strict=True)]
     goal = comparisons[0].target if comparisons else None
-    easier = [c.margin_after > c.others_after for c in comparisons]
+    easier = [c.margin_after > c.others_after + c.tolerated for c in comparisons]
     anew = tuple(t for item, succeeds in zip(after, easier, strict=True) if succeeds for t in item.found.triggers)
     left = [c for number, c in enumerate(comparisons) if easier[number]
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]

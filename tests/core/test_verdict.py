@@ -12,7 +12,8 @@ from torch import nn
 from deepsanitizer import stats, verify
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.policy import EFFORTS, leads_for, suspect_for
-from deepsanitizer.repair.bank import Followed, Lead, follow
+from deepsanitizer.repair.bank import Followed, Lead, follow, lead_of
+from deepsanitizer.report.words import comparison_in_line
 from deepsanitizer.signals import UNIVERSAL_FAMILIES, collect, plain_margin, windows_for
 from deepsanitizer.signals.universal import unit_of
 from deepsanitizer.triggers import FAMILIES
@@ -246,9 +247,9 @@ def test_agreement_counts_answers_over_all_and_by_class(planted: PlantedOf, dumm
 
 
 def proof(monkeypatch: pytest.MonkeyPatch, some: Dummies, new: Classifier, *, before: float, after: float,
-          limit: float, leads: int = 1, accused: int = 1, worked: float = 0.9) -> verify.Proof:
+          limit: float, leads: int = 1, accused: int = 1, worked: float = 0.9, unit: float = 0.0) -> verify.Proof:
     """The proof where a fresh search reaches these margins."""
-    lead = Lead("add", "all2one", None, TARGET, limit, strength=0.1)
+    lead = Lead("add", "all2one", None, TARGET, limit, strength=0.1, unit=unit)
 
     def attacks(margin: float) -> tuple[verify.Attack, ...]:
         trigger = Trigger("add", {"pattern": torch.zeros(1, *SPEC.shape)}, 0.1, TARGET, None, margin)
@@ -277,6 +278,28 @@ def test_proof_refuses_what_still_reaches_the_goal(planted: PlantedOf, dummies_f
     assert "add" in bad.reason
     assert bad.agreement.overall == 1.0
     assert len(bad.attacks) == 1
+
+
+@pytest.mark.parametrize(("after", "unit", "stands"), [(31.0, 0.0, False), (31.0, 4.0, True), (32.1, 4.0, False)])
+def test_proof_tolerates_half_of_what_a_scan_would_accuse(after: float, unit: float, stands: bool, planted: PlantedOf,
+                                                          dummies_for: DummiesOf,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """One class is the easiest of a clean network, too: others reach 30 here, and half a unit is no accusation."""
+    told = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=after, limit=30.0,
+                 unit=unit)
+    assert told.accepted is stands
+    assert told.comparisons[0].others_after == 30.0
+    assert told.comparisons[0].tolerated == unit / 2
+    assert comparison_in_line(told.comparisons[0]) is stands
+    assert bool(told.anew) is not stands
+
+
+def test_a_lead_carries_the_unit_of_its_signal() -> None:
+    result = SignalResult(name="add", applicable=True, family="add", target=TARGET, margin=20.0, runner_up=6.0,
+                          threshold=10.0, per_target=[0.0, 6.0, 20.0])
+    assert lead_of(result).unit == 4.0
+    assert lead_of(replace(result, runner_up=-3.0, threshold=4.0)).unit == 4.0
+    assert lead_of(replace(result, threshold=None)).unit == 0.0
 
 
 def test_proof_refuses_where_the_old_patterns_still_work(planted: PlantedOf, dummies_for: DummiesOf,

@@ -117,7 +117,7 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
             "delivered": candidate if report.accepted else before,
             "agreement": None if report.agreement is None else report.agreement.overall,
             "comparisons": [[c.family, c.target, c.margin_before, c.success_before, c.margin_after, c.success_after,
-                             c.others_after, c.old_success_after] for c in report.comparisons],
+                             c.others_after, c.old_success_after, c.tolerated] for c in report.comparisons],
             "signals": [[s.name, s.kind, s.source, s.target, s.margin, s.runner_up, s.success, s.score]
                         for s in report.signals],
             "inspection_layer": report.inspection_layer, "device": report.device, "versions": report.versions,

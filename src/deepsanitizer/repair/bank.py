@@ -39,6 +39,7 @@ class Lead:
     strength: float = 0.0  # of an image family, matched to the network
     rivals: tuple[int, ...] = ()
     natural_share: float = 0.0  # of its margin, in the scan, that other classes reach
+    unit: float = 0.0  # the lead over other classes for which the scan gives a score of 1
 
 
 def match_strength(classifier: Classifier, dummies: Dummies, family: str, target: int, run: Run, *,
@@ -144,8 +145,10 @@ def lead_of(result: SignalResult, stride: int = 0, *, most_rivals: int = 3) -> L
     known = [(value, k) for k, value in enumerate(result.per_target) if value is not None and k != result.target]
     limit = max(result.runner_up or 0.0, 0.0)
     share = min(1.0, limit / max(result.margin or 0.0, 1e-6))
+    unit = 0.0 if result.threshold is None else max(0.0, result.threshold - limit)
     return Lead(result.family, result.kind, result.source, result.target, limit, result.window, stride,
-                FAMILIES[result.family].strength, tuple(k for _, k in sorted(known, reverse=True)[:most_rivals]), share)
+                FAMILIES[result.family].strength, tuple(k for _, k in sorted(known, reverse=True)[:most_rivals]), share,
+                unit)
 
 
 def matched(classifier: Classifier, dummies: Dummies, leads: Sequence[Lead], run: Run, *,

@@ -97,8 +97,13 @@ def class_name(model: ModelFacts, index: int, *, longest: int = 48) -> str:
 
 
 def comparison_in_line(comparison: SearchComparison) -> bool:
-    """Whether a search after the repair found nothing stronger for the target than for other classes."""
-    return comparison.margin_after <= comparison.others_after
+    """Whether a search after the repair found nothing for the target that a scan would call suspicious."""
+    return comparison.margin_after <= in_line_up_to(comparison)
+
+
+def in_line_up_to(comparison: SearchComparison) -> float:
+    """The largest margin that does not stand out: what other classes reach, and what is tolerated."""
+    return comparison.others_after + comparison.tolerated
 
 
 def written_words(report: SanitizeReport) -> str:
