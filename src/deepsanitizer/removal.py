@@ -135,7 +135,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *,
-               keeps: tuple[float, ...] = (16.0, 4.0, 1.0), enough: float = 0.05,
+               keeps: tuple[float, ...] = (8.0, 2.0, 0.5), enough: float = 0.05,
                most_lost: float = 0.02) -> tuple[Classifier, float, str]:
     """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
 

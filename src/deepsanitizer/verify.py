@@ -111,14 +111,17 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
-          gone_share: float = 0.4, most_success: float = 0.2, tolerated: float = 0.5) -> Proof:
+          gone_share: float = 0.4, most_success: float = 0.2, tolerated: float = 0.5,
+          as_before: float = 0.9) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
     its margin is now at most what other classes reach on the new weights (or `gone_share` of a plain margin where
     that is more) and `tolerated` of the unit by which a scan judges it: one class must be the easiest of a clean
     network, too. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
-    strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. Where no attack
+    strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. A further lead,
+    which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself, of
+    which the bank held a substitute. Where no attack
     on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked for on
     the surer half of the dummies (`sure_agreement`).
     """
@@ -137,8 +140,10 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         for old, now in zip(before, after, strict=True)]
     goal = comparisons[0].target if comparisons else None
     easier = [c.margin_after > c.others_after + c.tolerated for c in comparisons]
-    anew = tuple(t for item, succeeds in zip(after, easier, strict=True) if succeeds for t in item.found.triggers)
-    left = [c for number, c in enumerate(comparisons) if easier[number]
+    untouched = [number >= accused and c.old_success_after >= as_before for number, c in enumerate(comparisons)]
+    anew = tuple(t for number, item in enumerate(after) if easier[number] for t in item.found.triggers) + tuple(
+        t for number, item in enumerate(before) if untouched[number] for t in item.found.triggers)
+    left = [c for number, c in enumerate(comparisons) if easier[number] or untouched[number]
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])

@@ -308,11 +308,15 @@ def test_proof_refuses_where_the_old_patterns_still_work(planted: PlantedOf, dum
     bad = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=-5.0, limit=3.0)
     assert not bad.accepted
     assert bad.comparisons[0].old_success_after == 0.95
-    # A further lead, which did not fill the bank, is judged by the new search alone.
-    each = iter([0.0, 0.95])
-    monkeypatch.setattr(verify, "success", lambda *arguments, **options: next(each))
-    assert proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=-5.0, limit=3.0,
-                 leads=2, accused=1).accepted
+    # A further lead, which did not fill the bank, is judged by the new search, and must not work as before.
+    for further, stands in ((0.6, True), (0.95, False)):
+        each = iter([0.0, further])
+        monkeypatch.setattr(verify, "success", lambda *arguments, each=each, **options: next(each))
+        told = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=-5.0,
+                     limit=3.0, leads=2, accused=1)
+        assert told.accepted is stands
+        # Where it works as before it may be the trigger, so what was found on the old weights joins the bank.
+        assert [t.margin for t in told.anew] == ([] if stands else [50.0])
 
 
 def test_proof_refuses_where_the_search_does_not_work_on_the_old_weights_either(
