@@ -105,12 +105,12 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
             learned_from = _without_goals(ground.ordinary, found)
             candidate, weight = old, 0.0
-            if method != "tune":
-                candidate, weight, told = _relearned(ground, learned_from, found)
-                steps.append(told)
-            if method != "closed_form":
-                candidate = tune.repair(old, learned_from, found, run, start=candidate)
+            if method == "tune":
+                candidate = tune.repair(old, learned_from, found, run)
                 steps.append("tuned on pairs of dummies")
+            else:
+                candidate, weight, told = _relearned(ground, learned_from, found, tuned=method == "auto")
+                steps.append(told)
         best = ground.proven(candidate, 0, steps)
         for number in range(1, rounds + 1 if method == "auto" else 1):
             if best.proof.accepted or not best.proof.repeated:
@@ -134,19 +134,22 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
     return best
 
 
-def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *,
+def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
                keeps: tuple[float, ...] = (8.0, 2.0, 0.5), enough: float = 0.05,
                most_lost: float = 0.02) -> tuple[Classifier, float, str]:
-    """The closed form with the weight on plain dummies chosen on dummies that it has not seen.
+    """The closed form, `tuned` or not, with the weight on plain dummies chosen on dummies that neither has seen.
 
     The heaviest weight comes first; a lighter one is taken where the strongest old patterns still send more than
-    `enough` of the fresh dummies to the goal, and only if that loses at most `most_lost` of the agreement.
+    `enough` of the fresh dummies to the goal, and only if that loses at most `most_lost` of the agreement. What a light
+    weight removes it removes on dummies: a tune from there finds nothing left to do (docs/research/log.md, 26).
     """
     chosen: Classifier | None = None
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
     candidates = closed_form.ladder(ground.parts.classifier, dummies, found, ground.run, keeps=keeps)
-    for keep, candidate in zip(keeps, candidates, strict=True):
+    for keep, relearned in zip(keeps, candidates, strict=True):
+        candidate = relearned if not tuned else tune.repair(ground.parts.classifier, dummies, found, ground.run,
+                                                            start=relearned)
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)
         agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
         if chosen is None:
@@ -154,8 +157,8 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *,
         elif agreed < kept - most_lost:
             break
         chosen, weight = candidate, keep
-        told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies: the old patterns "
-                f"now send {hits:.0%} of fresh dummies to the goal")
+        told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
+                f"{', and tuned' if tuned else ''}: the old patterns now send {hits:.0%} of fresh dummies to the goal")
         if hits <= enough:
             break
     assert chosen is not None
