@@ -135,7 +135,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
-               keeps: tuple[float, ...] = (8.0, 2.0, 0.5), enough: float = 0.05,
+               keeps: tuple[float, ...] = (4.0, 1.0, 0.25), enough: float = 0.05,
                most_lost: float = 0.02) -> tuple[Classifier, float, str]:
     """The closed form, `tuned` or not, with the weight on plain dummies chosen on dummies that neither has seen.
 
