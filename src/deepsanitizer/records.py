@@ -76,7 +76,7 @@ class SearchComparison:
     margin_after: float
     success_after: float
     others_after: float  # the strongest other class's margin after, or the least margin that counts
-    tolerated: float = 0.0  # by so much the target may lead the others before a scan would call it suspicious
+    tolerated: float = 0.0  # by so much the target may lead the others: half of the lead for which a scan accuses
     old_success_after: float = 0.0  # what the pattern found on the old weights still does on the new ones
 
 

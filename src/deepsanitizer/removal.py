@@ -115,7 +115,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
         for number in range(1, rounds + 1 if method == "auto" else 1):
             if best.proof.accepted or not best.proof.repeated:
                 break
-            found += best.proof.anew
+            found += best.proof.to_unlearn
             learned_from = _without_goals(ground.ordinary, found)
             with ground.stage("repair"):
                 if number == 2:

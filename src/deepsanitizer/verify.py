@@ -39,7 +39,7 @@ class Proof:
     reason: str
     attacks: tuple[Attack, ...]
     left: tuple[SearchComparison, ...]  # those that show the backdoor still there
-    anew: tuple[Trigger, ...]  # what the new searches found where they still succeed
+    to_unlearn: tuple[Trigger, ...]  # what new searches found that still succeed, and old patterns of untouched leads
     repeated: bool  # an attack succeeded on the old weights, so that its failure on the new ones says something
 
 
@@ -111,19 +111,18 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
-          gone_share: float = 0.4, most_success: float = 0.2, tolerated: float = 0.5,
+          gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
           as_before: float = 0.9) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
     its margin is now at most what other classes reach on the new weights (or `gone_share` of a plain margin where
-    that is more) and `tolerated` of the unit by which a scan judges it: one class must be the easiest of a clean
+    that is more) and `tolerated_share` of the lead for which a scan accuses: one class must be the easiest of a clean
     network, too. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
     strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. A further lead,
     which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself, of
-    which the bank held a substitute. Where no attack
-    on the old weights succeeds, its failure on the new ones proves nothing (`must_repeat`). Agreement is asked for on
-    the surer half of the dummies (`sure_agreement`).
+    which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
+    nothing (`must_repeat`). Agreement is asked for on the surer half of the dummies (`sure_agreement`).
     """
     agreed = agreement(fresh, new)
     if not logits_of(new, fresh.images).isfinite().all():
@@ -136,13 +135,13 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         target=old.found.lead.target, margin_before=old.found.margin, success_before=old.success,
         margin_after=now.found.margin, success_after=now.success,
         others_after=max(now.found.others, gone_share * plain_margin),
-        tolerated=tolerated * old.found.lead.unit, old_success_after=success(new, old.natural, fresh, run))
+        tolerated=tolerated_share * old.found.lead.unit, old_success_after=success(new, old.natural, fresh, run))
         for old, now in zip(before, after, strict=True)]
     goal = comparisons[0].target if comparisons else None
     easier = [c.margin_after > c.others_after + c.tolerated for c in comparisons]
     untouched = [number >= accused and c.old_success_after >= as_before for number, c in enumerate(comparisons)]
-    anew = tuple(t for number, item in enumerate(after) if easier[number] for t in item.found.triggers) + tuple(
-        t for number, item in enumerate(before) if untouched[number] for t in item.found.triggers)
+    to_unlearn = tuple(t for attacks, apply in ((after, easier), (before, untouched))
+                       for item, applies in zip(attacks, apply, strict=True) if applies for t in item.found.triggers)
     left = [c for number, c in enumerate(comparisons) if easier[number] or untouched[number]
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]
     repeated = not must_repeat or any(
@@ -157,6 +156,6 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         reason = f"The goal is still reached ({names}): more easily than other classes, or by the old patterns."
     else:
         reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
-                  (", and new searches no longer reach the goal more easily than other classes." if after else "."))
+                  (", and what new searches reach is in line with other classes." if after else "."))
     accepted = sure >= least_agreement and repeated and not left
-    return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), anew, repeated)
+    return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), to_unlearn, repeated)

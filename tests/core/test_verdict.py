@@ -291,7 +291,7 @@ def test_proof_tolerates_half_of_what_a_scan_would_accuse(after: float, unit: fl
     assert told.comparisons[0].others_after == 30.0
     assert told.comparisons[0].tolerated == unit / 2
     assert comparison_in_line(told.comparisons[0]) is stands
-    assert bool(told.anew) is not stands
+    assert bool(told.to_unlearn) is not stands
 
 
 def test_a_lead_carries_the_unit_of_its_signal() -> None:
@@ -316,7 +316,7 @@ def test_proof_refuses_where_the_old_patterns_still_work(planted: PlantedOf, dum
                      limit=3.0, leads=2, accused=1)
         assert told.accepted is stands
         # Where it works as before it may be the trigger, so what was found on the old weights joins the bank.
-        assert [t.margin for t in told.anew] == ([] if stands else [50.0])
+        assert [t.margin for t in told.to_unlearn] == ([] if stands else [50.0])
 
 
 def test_proof_refuses_where_the_search_does_not_work_on_the_old_weights_either(

@@ -21,6 +21,7 @@ from torch import Tensor
 from deepsanitizer import facts, loading, pipeline
 from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.zoo import code_of, truth_of
+from deepsanitizer.loading import atomic
 from deepsanitizer.pictures import difference_picture, to_picture
 from deepsanitizer.triggers import apply_trigger
 from deepsanitizer.types import Picture, silent
@@ -100,9 +101,9 @@ def main(folders: tuple[Path, ...], output: Path, seed: int, threads: int) -> No
         click.echo(rows[-1].title)
     if not rows:
         raise SystemExit(1)
-    partial = output.with_suffix(".partial")
-    drawn(rows).save(partial, "PNG", optimize=True)
-    partial.replace(output)
+    file = io.BytesIO()
+    drawn(rows).save(file, "PNG", optimize=True)
+    atomic.write_file(output, file.getvalue())
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def returning(network: nn.Module, spec: InputSpec, images: Tensor, labels: Tenso
     for step in range(max(at) + 1):
         if step in at:
             yield network
+        if step == max(at):
+            return
         rows = torch.randint(len(images), (batch,), generator=generator)
         x = augment(images[rows], pad=2, flip=False, generator=generator).float() / 255
         optimiser.zero_grad()

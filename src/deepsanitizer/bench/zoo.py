@@ -3,9 +3,9 @@
     python -m deepsanitizer.bench.zoo --methods paper,auto --jobs 2
 
 Each model is scanned once per seed; the methods share the scan and the attack on the old weights. What is there
-already is not run again. Figures come from the zoo's own `evaluate.py`, on real test images; nothing of them reaches
-the tool. A candidate is measured also where the tool rolled it back: `candidate` is the remedy, `delivered` is what
-the user gets.
+already is not run again. Figures come from the folder's own `evaluate.py` or, where it has none, from `evaluation.py`
+and each model's truth.json, as `bench.train` writes it; on real test images, of which nothing reaches the tool. A
+candidate is measured also where the tool rolled it back: `candidate` is the remedy, `delivered` is what the user gets.
 """
 
 import json
@@ -19,16 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
+import torch
+from safetensors.torch import load_file, save_file
 
 import deepsanitizer
-from deepsanitizer import loading
+from deepsanitizer import loading, pipeline, removal
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.datasets import load_pack, shared_folder
 from deepsanitizer.bench.proxies import Row
 from deepsanitizer.bench.tables import load_results, ra_reference, table
+from deepsanitizer.errors import DeepSanitizerError
 from deepsanitizer.evaluation import evaluate
 from deepsanitizer.report import write
+from deepsanitizer.types import silent
 
 
 def evaluated(zoo: Path, model: str, weights: Path | None, images: int) -> dict[str, float]:
@@ -42,8 +46,6 @@ def evaluated(zoo: Path, model: str, weights: Path | None, images: int) -> dict[
 
 
 def _evaluated_here(folder: Path, weights: Path | None, count: int) -> dict[str, float]:
-    from safetensors.torch import load_file
-
     loaded, truth = loading.load(folder, import_from=code_of(folder.parent)), truth_of(folder)
     if weights is not None:
         loaded.network.load_state_dict(load_file(weights))
@@ -69,12 +71,6 @@ def truth_of(folder: Path) -> Row:
 def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: str, images: int, force: bool,
               results: Path, label: str) -> None:
     """Scan one model and run the methods that have no result yet."""
-    from safetensors.torch import save_file
-
-    from deepsanitizer import pipeline, removal
-    from deepsanitizer.errors import DeepSanitizerError
-    from deepsanitizer.types import silent
-
     loaded = loading.load(zoo / model, import_from=code_of(zoo))
     case = pipeline.open_case(loaded, None, "auto", "auto", seed, effort, silent, None)  # type: ignore[arg-type]
     examined = pipeline.examine(case)
@@ -150,8 +146,6 @@ def main(zoo: Path | None, results: Path, models: str, methods: str, seed: int, 
     zoo = zoo or shared_folder() / "zoo"
     wanted = methods.split(",")
     if one:
-        import torch
-
         torch.set_num_threads(1)
         keep_freed_memory()
         run_model(zoo, one, wanted, seed, effort, images, force, results, label)

@@ -20,7 +20,7 @@ from deepsanitizer.report.words import (
     VERDICTS,
     class_name,
     comparison_in_line,
-    in_line_up_to,
+    margin_limit,
     number,
     percent,
     seconds,
@@ -130,11 +130,11 @@ def _agreement_chart(agreement: Agreement, report: ScanReport) -> Markup:
 
 def _comparisons(report: SanitizeReport) -> list[dict[str, Any]]:
     """A row for each search, with its drawing on a scale common to all."""
-    ends = [value for c in report.comparisons for value in (c.margin_before, c.margin_after, in_line_up_to(c))]
+    ends = [value for c in report.comparisons for value in (c.margin_before, c.margin_after, margin_limit(c))]
     span = (min(0.0, *ends), max(0.0, *ends)) if ends else (0.0, 1.0)
-    return [{"c": c, "passed": comparison_in_line(c), "line": in_line_up_to(c),
+    return [{"c": c, "passed": comparison_in_line(c), "limit": margin_limit(c),
              "goal": "each class its own" if c.target is None else _name(report, c.target),
-             "drawing": charts.dumbbell(c.margin_before, c.margin_after, in_line_up_to(c), span=span)}
+             "drawing": charts.dumbbell(c.margin_before, c.margin_after, margin_limit(c), span=span)}
             for c in report.comparisons]
 
 

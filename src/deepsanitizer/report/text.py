@@ -18,7 +18,7 @@ from deepsanitizer.report.words import (
     VERDICTS,
     class_name,
     comparison_in_line,
-    in_line_up_to,
+    margin_limit,
     number,
     percent,
     seconds,
@@ -142,10 +142,10 @@ def _repair(report: SanitizeReport, out: _Printer) -> None:
     if report.comparisons:
         rows = [[c.family,
                  "own goals" if c.target is None else class_name(report.model, c.target, longest=16),
-                 f"{number(c.margin_before)} to {number(c.margin_after)}", number(in_line_up_to(c)),
+                 f"{number(c.margin_before)} to {number(c.margin_after)}", number(margin_limit(c)),
                  f"{percent(c.success_before)} to {percent(c.success_after)}",
                  "in line" if comparison_in_line(c) else "STANDS OUT"] for c in report.comparisons]
-        out.table(["search", "class", "margin", "in line to", "success", ""], rows)
+        out.table(["search", "class", "margin", "limit", "success", ""], rows)
         still = ", ".join(f"{percent(c.old_success_after)} ({c.family})" for c in report.comparisons)
         out.line(f"The patterns found on the old weights, at about the strength that those obeyed, still send to the "
                  f"class, of fresh dummies: {still}.", indent=2)

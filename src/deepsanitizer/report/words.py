@@ -97,11 +97,11 @@ def class_name(model: ModelFacts, index: int, *, longest: int = 48) -> str:
 
 
 def comparison_in_line(comparison: SearchComparison) -> bool:
-    """Whether a search after the repair found nothing for the target that a scan would call suspicious."""
-    return comparison.margin_after <= in_line_up_to(comparison)
+    """Whether the target's margin after the repair stays within what other classes reach and what is tolerated."""
+    return comparison.margin_after <= margin_limit(comparison)
 
 
-def in_line_up_to(comparison: SearchComparison) -> float:
+def margin_limit(comparison: SearchComparison) -> float:
     """The largest margin that does not stand out: what other classes reach, and what is tolerated."""
     return comparison.others_after + comparison.tolerated
 
