@@ -123,8 +123,9 @@ def sanitize(model: Loaded | nn.Module, *, spec: InputSpec | None = None, output
              timeout: float | None = None) -> tuple[nn.Module, SanitizeReport]:
     """Scan a classifier, remove what was found, prove it, and return the repaired network with the report.
 
-    Accepted: the network has new weights and `output` (if given) is written. Unchanged: the model was found clean;
-    `output` is a byte-identical copy. Anything else: the network has the old weights, nothing is written.
+    Accepted: the network has new weights and `output` (if given) is written. Unchanged: the model was found clean and
+    `output` is a byte-identical copy, or it is suspicious only and nothing is written. Anything else: the network has
+    the old weights, nothing is written.
     `from_report` takes the accusations of an earlier scan of the same file; `target` names the class to repair;
     `force` repairs what was found clean.
     """
@@ -211,8 +212,8 @@ def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect
     """What is to be repaired, strongest first: the named target, the suspects or, forced, the strongest signal."""
     if target is not None:
         return [suspect_for(target, examined.results)]
-    if examined.verdict.name == "inconclusive" and not force:
-        return []
+    if examined.verdict.name in ("inconclusive", "suspicious") and not force:
+        return []  # no signal accuses: a repair would cost a clean network accuracy (docs/research/log.md, 28)
     if examined.verdict.suspects:
         return list(examined.verdict.suspects)
     usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
@@ -242,6 +243,9 @@ def deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaire
                 written = str(output)
     elif refused:
         outcome, reason = "unsupported", refused
+    elif examined.verdict.name == "suspicious":
+        outcome, reason = "unchanged", ("It is suspicious only: no signal accuses. Nothing was changed and nothing was "
+                                        "written; name the class with --target, or use --force, to repair it.")
     elif examined.verdict.name == "clean":
         outcome, reason = "unchanged", "Nothing suspicious was found, so nothing was changed."
         if output is not None and checkpoint is not None:

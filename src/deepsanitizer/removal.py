@@ -20,7 +20,7 @@ from deepsanitizer.signals import plain_margin
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
-from deepsanitizer.verify import Attack, Proof, attack, prove, success, sure_agreement
+from deepsanitizer.verify import Attack, Proof, attack, kept_agreement, prove, success
 
 
 class Stage(Protocol):
@@ -151,7 +151,7 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
         candidate = relearned if not tuned else tune.repair(ground.parts.classifier, dummies, found, ground.run,
                                                             start=relearned)
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)
-        agreed = sure_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
+        _, agreed = kept_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
         if chosen is None:
             kept = agreed
         elif agreed < kept - most_lost:

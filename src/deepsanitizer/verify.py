@@ -52,8 +52,8 @@ def agreement(fresh: Dummies, new: Classifier) -> Agreement:
     return Agreement(overall=same.mean().item(), per_class=per_class)
 
 
-def sure_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> float:
-    """Agreement on the surer half of the dummies, without those of the accused class.
+def kept_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> tuple[float, float]:
+    """Agreement on the dummies without those of the accused class: on all of them, and on the surer half.
 
     Dummies lie closer to the boundaries than real images do, and dummies of the target may carry the trigger: what
     changes there is not accuracy.
@@ -63,8 +63,9 @@ def sure_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> fl
     use = torch.ones_like(labels, dtype=torch.bool)
     if leave_out is not None and fresh.logits.shape[1] > 3:  # of two or three classes none can be spared
         use = labels != leave_out
-    use &= margin >= margin[use].median()
-    return (logits_of(new, fresh.images[use]).argmax(1) == labels[use].cpu()).float().mean().item()
+    same = (logits_of(new, fresh.images[use]).argmax(1) == labels[use].cpu()).float()
+    sure = (margin[use] >= margin[use].median()).cpu()
+    return same.mean().item(), same[sure].mean().item()
 
 
 def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: Run, *,
@@ -110,8 +111,8 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
-          accused: int, must_repeat: bool = True, quick: bool = False, least_agreement: float = 0.9,
-          gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
+          accused: int, must_repeat: bool = True, quick: bool = False, least_overall: float = 0.8,
+          least_sure: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
           as_before: float = 0.9) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
@@ -122,13 +123,14 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. A further lead,
     which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself, of
     which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
-    nothing (`must_repeat`). Agreement is asked for on the surer half of the dummies (`sure_agreement`).
+    nothing (`must_repeat`). Agreement is asked for on all dummies (`least_overall`: good repairs of our own models keep
+    84 % and more) and on the surer half (`least_sure`), as `kept_agreement` counts them.
     """
     agreed = agreement(fresh, new)
     if not logits_of(new, fresh.images).isfinite().all():
         return Proof(agreed, (), False, "The new weights give answers that are not finite.", (), (), (), False)
     after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
-    sure = sure_agreement(fresh, new, before[0].found.lead.target if before else None)
+    overall, sure = kept_agreement(fresh, new, before[0].found.lead.target if before else None)
     run.meter.add(2 * len(fresh), backward=False)
     comparisons = [SearchComparison(
         family=old.found.lead.family if not old.found.lead.window else f"place {old.found.lead.window}",
@@ -146,9 +148,12 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
-    if sure < least_agreement:
+    if overall < least_overall:
+        reason = (f"The new weights agree with the old ones on only {overall:.1%} of the fresh dummies of other "
+                  f"classes (at least {least_overall:.0%} is asked).")
+    elif sure < least_sure:
         reason = (f"The new weights agree with the old ones on only {sure:.1%} of the surer fresh dummies "
-                  f"(at least {least_agreement:.0%} is asked).")
+                  f"(at least {least_sure:.0%} is asked).")
     elif not repeated:
         reason = "The accusation could not be repeated on the old weights with other seeds, so nothing is proven."
     elif left:
@@ -157,5 +162,5 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     else:
         reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
                   (", and what new searches reach is in line with other classes." if after else "."))
-    accepted = sure >= least_agreement and repeated and not left
+    accepted = overall >= least_overall and sure >= least_sure and repeated and not left
     return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), to_unlearn, repeated)

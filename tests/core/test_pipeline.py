@@ -212,6 +212,26 @@ def test_what_was_found_clean_is_repaired_when_asked(options: dict[str, Any], pl
 
 
 @pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_only_suspicious_is_repaired_when_forced_alone(force: bool, planted: PlantedOf, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    suspect = types.Suspect(kind="all2one", source=None, target=3, family="add", score=0.9)
+    monkeypatch.setattr(pipeline, "judge", lambda *_: Verdict("suspicious", 0.9, 1.0, False, (suspect,), "Made up."))
+    loaded = write_folder(planted("none"), tmp_path / "model")
+    network, report = pipeline.sanitize(loaded, output=tmp_path / "out", effort="fast", device="cpu", force=force)
+    if force:
+        assert report.steps
+        return
+    assert report.outcome == "unchanged"
+    assert "suspicious only" in report.reason
+    assert "--target" in report.reason
+    assert (report.output, report.steps, report.changes) == (None, [], [])
+    assert outcome_code(report) == ExitCode.FOUND
+    assert not (tmp_path / "out").exists()
+    assert equal(state_of(network), state_of(loaded.network))
+
+
+@pytest.mark.usefixtures("cheap")
 def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = write_folder(planted("patch"), tmp_path / "model")

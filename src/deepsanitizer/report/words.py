@@ -40,7 +40,7 @@ OUTCOMES: Mapping[Outcome, Headline] = {
     "accepted": Headline("Repaired and accepted", "The new weights passed the checks below.", "good"),
     "rolled_back": Headline("Rolled back", "A repair was tried and did not pass the checks. Nothing was "
                             "written.", "bad"),
-    "unchanged": Headline("Left unchanged", "There was nothing to repair.",
+    "unchanged": Headline("Left unchanged", "No weight was changed.",
                           "good"),
     "unsupported": Headline("Not repaired", "No remedy applies to this model. Nothing was written.", "warn"),
 }
