@@ -53,10 +53,10 @@ def agreement(fresh: Dummies, new: Classifier) -> Agreement:
 
 
 def kept_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> tuple[float, float]:
-    """Agreement on the dummies without those of the accused class: on all of them, and on the surer half.
+    """Agreement on the dummies without those of the accused class: the mean over classes, and on the surer half.
 
     Dummies lie closer to the boundaries than real images do, and dummies of the target may carry the trigger: what
-    changes there is not accuracy.
+    changes there is not accuracy. Without batch-norm a few classes may hold most of the dummies, and count once each.
     """
     top = fresh.logits.topk(2, 1).values
     margin, labels = top[:, 0] - top[:, 1], fresh.labels
@@ -65,7 +65,8 @@ def kept_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> tu
         use = labels != leave_out
     same = (logits_of(new, fresh.images[use]).argmax(1) == labels[use].cpu()).float()
     sure = (margin[use] >= margin[use].median()).cpu()
-    return same.mean().item(), same[sure].mean().item()
+    by_class = [same[labels[use].cpu() == k].mean() for k in labels[use].unique().tolist()]
+    return torch.stack(by_class).mean().item(), same[sure].mean().item()
 
 
 def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: Run, *,
@@ -111,7 +112,7 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
-          accused: int, must_repeat: bool = True, quick: bool = False, least_overall: float = 0.8,
+          accused: int, must_repeat: bool = True, quick: bool = False, least_by_class: float = 0.8,
           least_sure: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
           as_before: float = 0.9) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
@@ -123,14 +124,14 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. A further lead,
     which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself, of
     which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
-    nothing (`must_repeat`). Agreement is asked for on all dummies (`least_overall`: good repairs of our own models keep
-    84 % and more) and on the surer half (`least_sure`), as `kept_agreement` counts them.
+    nothing (`must_repeat`). Agreement is asked for in the mean over classes (`least_by_class`) and on the surer half
+    (`least_sure`), as `kept_agreement` counts them.
     """
     agreed = agreement(fresh, new)
     if not logits_of(new, fresh.images).isfinite().all():
         return Proof(agreed, (), False, "The new weights give answers that are not finite.", (), (), (), False)
     after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
-    overall, sure = kept_agreement(fresh, new, before[0].found.lead.target if before else None)
+    by_class, sure = kept_agreement(fresh, new, before[0].found.lead.target if before else None)
     run.meter.add(2 * len(fresh), backward=False)
     comparisons = [SearchComparison(
         family=old.found.lead.family if not old.found.lead.window else f"place {old.found.lead.window}",
@@ -148,9 +149,9 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
-    if overall < least_overall:
-        reason = (f"The new weights agree with the old ones on only {overall:.1%} of the fresh dummies of other "
-                  f"classes (at least {least_overall:.0%} is asked).")
+    if by_class < least_by_class:
+        reason = (f"The new weights agree with the old ones on only {by_class:.1%} of the fresh dummies in the mean over "
+                  f"other classes (at least {least_by_class:.0%} is asked).")
     elif sure < least_sure:
         reason = (f"The new weights agree with the old ones on only {sure:.1%} of the surer fresh dummies "
                   f"(at least {least_sure:.0%} is asked).")
@@ -162,5 +163,5 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     else:
         reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
                   (", and what new searches reach is in line with other classes." if after else "."))
-    accepted = overall >= least_overall and sure >= least_sure and repeated and not left
+    accepted = by_class >= least_by_class and sure >= least_sure and repeated and not left
     return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), to_unlearn, repeated)

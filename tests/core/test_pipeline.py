@@ -235,7 +235,7 @@ def test_what_is_only_suspicious_is_repaired_when_forced_alone(force: bool, plan
 def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = write_folder(planted("patch"), tmp_path / "model")
-    monkeypatch.setattr(removal, "prove", partial(verify.prove, least_agreement=1.01))
+    monkeypatch.setattr(removal, "prove", partial(verify.prove, least_sure=1.01))
     network, report, candidate = pipeline.sanitize_with_candidate(
         loaded, output=tmp_path / "out", target=TARGET, effort="fast", device="cpu")
     assert report.outcome == "rolled_back"

@@ -369,12 +369,25 @@ def test_proof_refuses_what_keeps_the_surer_half_alone(planted: PlantedOf, dummi
     logits = some.logits.clone()
     logits[unsure] = logits[unsure].roll(1, 1) / logits[unsure].abs().max() * margin.min()
     altered = Dummies(some.images, logits, "made up")  # what the old weights are said to have answered
-    overall, sure = verify.kept_agreement(altered, classifier, TARGET)
-    assert overall < 0.8
+    by_class, sure = verify.kept_agreement(altered, classifier, TARGET)
+    assert by_class < 0.8
     assert sure > 0.95
     bad = proof(monkeypatch, altered, classifier, before=50.0, after=-5.0, limit=3.0)
     assert not bad.accepted
-    assert "of other classes" in bad.reason
+    assert "in the mean over other classes" in bad.reason
+
+
+def test_every_class_counts_once_in_what_is_kept(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    """Most dummies of a network without batch-norm may be of one class, which a repair keeps."""
+    classifier, some = planted("none").classifier(), dummies_for("none")
+    deaf = classifier.clone()
+    last = [m for m in deaf.network.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias[0] = -1e6
+    rows = torch.cat([(some.labels == 1).nonzero()[:, 0].repeat(20), (some.labels == 0).nonzero()[:, 0]])
+    uneven = Dummies(some.images[rows], some.logits[rows], "made up")
+    assert verify.agreement(uneven, deaf).overall > 0.9
+    assert verify.kept_agreement(uneven, deaf, TARGET)[0] == pytest.approx(0.5)
 
 
 def test_success_counts_the_dummies_to_which_a_trigger_applies(planted: PlantedOf, dummies_for: DummiesOf) -> None:
