@@ -150,8 +150,8 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
     if by_class < least_by_class:
-        reason = (f"The new weights agree with the old ones on only {by_class:.1%} of the fresh dummies in the mean over "
-                  f"other classes (at least {least_by_class:.0%} is asked).")
+        reason = (f"The new weights agree with the old ones on only {by_class:.1%} of the fresh dummies in the mean "
+                  f"over other classes (at least {least_by_class:.0%} is asked).")
     elif sure < least_sure:
         reason = (f"The new weights agree with the old ones on only {sure:.1%} of the surer fresh dummies "
                   f"(at least {least_sure:.0%} is asked).")
