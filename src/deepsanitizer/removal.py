@@ -15,7 +15,7 @@ from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
-from deepsanitizer.repair import bank, closed_form, clp, paper, tune
+from deepsanitizer.repair import bank, bound, closed_form, clp, paper, tune
 from deepsanitizer.signals import plain_margin
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
@@ -103,11 +103,14 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             found = [t for lead in ground.leads
                      for t in bank.follow(old, dummies, lead, run, purpose="bank", **plan).triggers]
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
-            learned_from = _without_goals(ground.ordinary, found)
+            learned_from = without_goals(ground.ordinary, found)
             candidate, weight = old, 0.0
             if method == "tune":
                 candidate = tune.repair(old, learned_from, found, run)
                 steps.append("tuned on pairs of dummies")
+            elif method == "bound":
+                candidate = bound.repair(old, learned_from, found, run)
+                steps.append("bounded activations by what dummies reach, relearned in closed form")
             else:
                 candidate, weight, told = _relearned(ground, learned_from, found, tuned=method == "auto")
                 steps.append(told)
@@ -116,7 +119,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             if best.proof.accepted or not best.proof.repeated:
                 break
             found += best.proof.to_unlearn
-            learned_from = _without_goals(ground.ordinary, found)
+            learned_from = without_goals(ground.ordinary, found)
             with ground.stage("repair"):
                 if number == 2:
                     weight /= 4
@@ -165,7 +168,7 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
     return chosen, weight, told
 
 
-def _without_goals(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:
+def without_goals(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:
     """Without the accused goals' own dummies: curated on a trojaned network they carry the trigger, and to keep what
     it does there keeps the backdoor (docs/research/log.md, 21).
     """

@@ -13,7 +13,7 @@ from helpers.planted import SPEC, Planted, patched, textures
 from safetensors.torch import save_file
 
 from deepsanitizer import loading
-from deepsanitizer.bench import gallery, reactivation, speed, zoo
+from deepsanitizer.bench import ablations, gallery, reactivation, speed, zoo
 from deepsanitizer.bench.attacks import ATTACKS, Patch
 from deepsanitizer.types import Loaded
 
@@ -99,3 +99,31 @@ def test_the_gallery_has_a_row_for_each_model() -> None:
                                   for k in (0, 1, 3))
     assert np.array_equal(dummy, recovered)
     assert not np.array_equal(dummy, planted_)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_each_part_is_taken_out_in_turn_and_measured(folder: Path, tmp_path: Path) -> None:
+    results, names = tmp_path / "results", ["whole", "no tune", "100 dummies", "family held out"]
+    results.mkdir()
+    ablations.run_model(tmp_path, "one", names, 240, results, "here")
+    rows = {row["variant"]: row for row in (json.loads(file.read_text()) for file in results.glob("*.json"))}
+    assert set(rows) == set(names)
+    assert rows["whole"]["candidate"]["asr"] < rows["whole"]["before"]["asr"] - 50
+    assert rows["whole"]["candidate"] != rows["no tune"]["candidate"]
+    held = rows["family held out"]
+    assert held["family"] != rows["whole"]["family"]
+    assert (held["candidate"] is None) == (held["target"] is None)
+    told = ablations.table(list(rows.values()))
+    assert told.count("\n") == 3 + len(names)
+    assert "1 of 1" in next(line for line in told.splitlines() if line.startswith("| whole"))
+    stamp = {file: file.stat().st_mtime_ns for file in results.glob("*.json")}
+    ablations.run_model(tmp_path, "one", names, 240, results, "again")
+    assert stamp == {file: file.stat().st_mtime_ns for file in results.glob("*.json")}
+
+
+def test_a_model_left_as_it_was_counts_as_not_removed() -> None:
+    row = {"model": "a", "variant": "family held out", "before": {"acc": 90.0, "asr": 99.0}, "candidate": None,
+           "verdict": "clean", "target": None, "family": None}
+    told = ablations.table([row])
+    assert "clean, not repaired" in told
+    assert "0 of 1 | 99.0 | 0.00" in told

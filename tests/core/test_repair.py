@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.repair import closed_form, clp, paper, tune
+from deepsanitizer.repair import bound, closed_form, clp, paper, tune
 from deepsanitizer.repair.bank import Lead, follow, matched
 from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.split import split
@@ -46,6 +46,7 @@ def state_of(classifier: Classifier) -> dict[str, Tensor]:
 
 REMEDIES: dict[str, Callable[[Classifier, Dummies, list[Trigger], Run], Classifier]] = {
     "closed_form": lambda c, d, b, r: closed_form.repair(c, d, b, r, pairs=400),
+    "bound": lambda c, d, b, r: bound.repair(c, d, b, r, pairs=400),
     "tune": lambda c, d, b, r: tune.repair(c, d, b, r, steps=20),
     "paper": lambda c, d, b, r: paper.repair(split(c, "auto"), curate_features(split(c, "auto"), r, repeats=2,
                                                                               steps=50), r, epochs=2)[0],
@@ -368,3 +369,31 @@ def test_clp_bounds_are_the_published_ones() -> None:
         module = pruned.network.get_submodule("1")
         assert isinstance(module, nn.BatchNorm2d)
         assert (module.weight == 0).nonzero().flatten().tolist() == expected
+
+
+def test_bounds_are_what_the_given_share_of_dummies_stays_under(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    original, images = planted("patch").classifier(), dummies_for("patch").images
+    limits = bound.bounds(original, images, quantile=0.5)
+    layers = [m for m in original.network.modules() if isinstance(m, nn.BatchNorm2d)]
+    layers = layers or [m for m in original.network.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
+    assert len(limits) == len(layers)
+    assert all(limit.isfinite().all() for limit in limits)
+    seen: list[Tensor] = []
+    plain = logits_of(original, images)
+    with bound.bounded(original, limits):
+        handle = layers[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        changed = logits_of(original, images)
+        handle.remove()
+    assert not changed.equal(plain)
+    peaks = torch.cat(seen).amax((2, 3))
+    assert (peaks <= limits[0] * (1 + 1e-2 * limits[0].sign()) + 1e-6).all()
+    assert 0.3 < (peaks >= limits[0] * (1 - 1e-2 * limits[0].sign())).float().mean() < 0.7
+    assert logits_of(original, images).equal(plain)  # nothing stays behind
+
+
+def test_bounding_weakens_the_patch_and_keeps_the_rest(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    model = planted("patch")
+    repaired = bound.repair(model.classifier(), dummies_for("patch"), [true_patch()], Run(CPU))
+    acc, asr = accuracy(repaired.network, "patch")
+    assert asr < model.asr - 20
+    assert acc > model.acc - 5

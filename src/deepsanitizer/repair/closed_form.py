@@ -19,6 +19,7 @@ Reference: none for the whole; a least-squares relative of unlearning by distill
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,13 +52,19 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
 def ladder(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *, keeps: Sequence[float],
            early: float = 16.0, ridge: float = 0.03, scarcity: float = 50.0, pairs: int = 1000, rows: int = 16_000,
            robust: bool = False, weakest: float = 0.6, purpose: str = "closed form", start: Classifier | None = None,
-           memory: int = 4 << 30) -> Iterator[Classifier]:
-    """`repair` at several weights, one after another as they are asked for; the original is observed once."""
+           memory: int = 4 << 30,
+           answering: Callable[[], AbstractContextManager[None]] | None = None) -> Iterator[Classifier]:
+    """`repair` at several weights, one after another as they are asked for; the original is observed once.
+
+    `answering` opens a context in which the original answers T(x) as is wanted; without it T(x) is to answer like x.
+    """
     generator = run.generator(purpose)
     made = make_pairs(dummies, bank, generator, count=pairs, weakest=weakest)
     plain = torch.cat([dummies.images, augment(dummies.images, generator)])
     with torch.no_grad(), original.exact(), projections(original.network) as watched:
-        on_pairs, on_plain = (_observe(original, watched, images, rows, generator) for images in (made.plain, plain))
+        with answering() if answering else nullcontext():
+            on_pairs = _observe(original, watched, made.changed if answering else made.plain, rows, generator)
+        on_plain = _observe(original, watched, plain, rows, generator)
         run.meter.add(len(made.plain) + len(plain), backward=False)
     order = [index for index in on_pairs if index in on_plain]  # the last layer last
     images = torch.cat([made.changed, plain])
