@@ -1,6 +1,7 @@
 """The benches on a planted network and made-up packs: the right figures, and the tool never sees the data."""
 
 import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from helpers.planted import SPEC, Planted, patched, textures
 from safetensors.torch import save_file
 
 from deepsanitizer import loading
-from deepsanitizer.bench import ablations, gallery, reactivation, speed, zoo
+from deepsanitizer.bench import ablations, gallery, layers, reactivation, speed, zoo
 from deepsanitizer.bench.attacks import ATTACKS, Patch
+from deepsanitizer.curate import curate_features
+from deepsanitizer.split import LayerInfo
 from deepsanitizer.types import Loaded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,3 +130,29 @@ def test_a_model_left_as_it_was_counts_as_not_removed() -> None:
     told = ablations.table([row])
     assert "clean, not repaired" in told
     assert "0 of 1 | 99.0 | 0.00" in told
+
+
+@pytest.mark.usefixtures("made_up")
+def test_the_published_method_is_measured_at_each_layer(folder: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "curate_features", functools.partial(curate_features, steps=20, repeats=2))
+    results = tmp_path / "results"
+    results.mkdir()
+    layers.run_model(tmp_path, "one", 240, results, "here")
+    rows = [json.loads(file.read_text()) for file in results.glob("*.json")]
+    assert len(rows) >= 3
+    assert len({row["layer"] for row in rows}) == len(rows)
+    assert all(0 <= row["candidate"]["acc"] <= 100 and row["params_after"] > 0 for row in rows)
+    assert layers.table(rows).count("\n") == len(rows) + 2
+    shares = [float(line.split("|")[4].strip().rstrip("%")) for line in layers.table(rows).splitlines()[2:]]
+    assert shares == sorted(shares)
+
+
+def test_layers_are_taken_near_the_asked_shares_and_once_each() -> None:
+    def info(name: str, before: float, after: float = 0.5, *, valid: bool = True) -> LayerInfo:
+        return LayerInfo(name, (4,), valid, "", 1 - after, after, before, 1 - before)
+
+    cuts = [info("a", 0.1), info("b", 0.12), info("b2", 0.12), info("refused", 0.5, valid=False), info("c", 0.6),
+            info("last", 1.0, 0.0)]
+    assert [layer.name for layer in layers.chosen(cuts, (0.12, 0.5, 0.6, 1.0))] == ["b2", "c"]
+    assert layers.chosen([], (0.5,)) == []

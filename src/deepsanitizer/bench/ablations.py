@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +21,16 @@ from typing import Any
 
 import click
 import torch
-from safetensors.torch import save_file
 
 from deepsanitizer import facts, loading, pipeline, policy, removal
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.datasets import shared_folder
 from deepsanitizer.bench.proxies import Row
 from deepsanitizer.bench.tables import load_results
-from deepsanitizer.bench.zoo import code_of, evaluated
+from deepsanitizer.bench.zoo import code_of, evaluated, measured
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.removal import Ground, without_goals
-from deepsanitizer.repair import bank, closed_form, tune
+from deepsanitizer.repair import bank, bound, closed_form, tune
 from deepsanitizer.report import write
 from deepsanitizer.types import Dummies, Trigger, silent
 from deepsanitizer.verdict import judge
@@ -59,7 +57,7 @@ def some(count: int) -> Callable[[Ground, Bank], Dummies]:
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to repair: keywords of the closed form (None leaves it out), tuned or not, from which dummies, with how
-    many of the bank's transformations, with the strongest signal's family held out or not.
+    many of the bank's transformations, with the strongest signal's family held out or not; or bounds in their place.
     """
 
     relearn: Mapping[str, Any] | None = field(default_factory=dict)
@@ -67,6 +65,7 @@ class Variant:
     dummies: Callable[[Ground, Bank], Dummies] = ordinary
     most: int | None = None
     held_out: bool = False
+    bounded: bool = False
 
 
 VARIANTS: dict[str, Variant] = {
@@ -83,6 +82,7 @@ VARIANTS: dict[str, Variant] = {
     "200 dummies": Variant(dummies=some(200)),
     "400 dummies": Variant(dummies=some(400)),
     "family held out": Variant(held_out=True),
+    "bounds in place of all": Variant(bounded=True),
 }
 
 
@@ -90,6 +90,8 @@ def repaired(ground: Ground, found: Bank, variant: Variant) -> Classifier:
     """The candidate of one variant, not proven."""
     old, used = ground.parts.classifier, found[:variant.most]
     dummies, candidate = variant.dummies(ground, found), old
+    if variant.bounded:
+        return bound.repair(old, dummies, used, ground.run)
     if variant.relearn is not None:
         candidate = closed_form.repair(old, dummies, used, ground.run, **variant.relearn)
     if variant.tuned:
@@ -136,7 +138,7 @@ def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results:
             candidate = repaired(ground, found, variant)
             facts.round_like(candidate, loaded.checkpoint)
             hits = success(candidate, ground.before[0].natural, ground.fresh, ground.run)
-            row |= {"old_patterns": hits, "candidate": _measured(zoo, model, candidate, images)}
+            row |= {"old_patterns": hits, "candidate": measured(zoo, model, candidate, images)}
         row["seconds"] = round(time.monotonic() - began, 1)
         write(json.dumps(row, indent=1), path)
 
@@ -144,13 +146,6 @@ def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results:
 def _bank(ground: Ground) -> Bank:
     return [trigger for lead in ground.leads for trigger in bank.follow(
         ground.parts.classifier, ground.dummies, lead, ground.run, purpose="bank", **bank.FULL).triggers]
-
-
-def _measured(zoo: Path, model: str, candidate: Classifier, images: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "candidate.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in candidate.network.state_dict().items()}, str(file))
-        return evaluated(zoo, model, file, images)
 
 
 def result_path(results: Path, model: str, variant: str) -> Path:

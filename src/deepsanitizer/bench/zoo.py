@@ -29,6 +29,7 @@ from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.datasets import load_pack, shared_folder
 from deepsanitizer.bench.proxies import Row
 from deepsanitizer.bench.tables import load_results, ra_reference, table
+from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import DeepSanitizerError
 from deepsanitizer.evaluation import evaluate
 from deepsanitizer.report import write
@@ -55,6 +56,14 @@ def _evaluated_here(folder: Path, weights: Path | None, count: int) -> dict[str,
                     source=truth["source"], trigger=attack.apply if attack else None, device="cpu")
     return {key: round(value, 2) for key, value in (("acc", told.acc), ("asr", told.asr), ("ra", told.ra))
             if value is not None}
+
+
+def measured(zoo: Path, model: str, candidate: Classifier, images: int) -> dict[str, float]:
+    """As `evaluated`, of a candidate in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "candidate.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in candidate.network.state_dict().items()}, str(file))
+        return evaluated(zoo, model, file, images)
 
 
 def code_of(zoo: Path) -> Path:
