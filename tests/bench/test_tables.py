@@ -19,8 +19,8 @@ def row(model: str, *, acc: float, asr: float, outcome: str = "accepted", trigge
         ra: float = 20.0, **more: Any) -> dict[str, Any]:
     candidate = {"acc": acc, "asr": asr, "ra": ra} if trigger else {"acc": acc}
     before = {"acc": 80.0, "asr": 99.0, "ra": 0.0} if trigger else {"acc": 80.0}
-    return {"model": model, "method": "auto", "force": False, "label": "abc", "before": before, "outcome": outcome,
-            "candidate": candidate, "delivered": candidate if outcome == "accepted" else before,
+    return {"model": model, "method": "auto", "seed": 0, "force": False, "label": "abc", "before": before,
+            "outcome": outcome, "candidate": candidate, "delivered": candidate if outcome == "accepted" else before,
             "truth": {"data": "cifar10", "trigger": trigger, "mode": "all2one", "source": None, "target": 3},
             "verdict": "backdoored", "score": 2.0, "suspects": [], "agreement": acc / 80,
             "comparisons": [["blend", 3, 9.0, 1.0, 1.0, 0.2, 2.0, asr / 200]],
@@ -89,3 +89,12 @@ def test_the_committed_rows_can_be_read_and_the_table_is_of_them() -> None:
     assert rows
     told = results.with_suffix(".md").read_text()
     assert all(f"| {r['model']} |" in told for r in rows)
+
+
+def test_further_seeds_stand_apart_over_the_models_read_with_each() -> None:
+    told = table([*ROWS, row("a", acc=78.0, asr=3.0, seed=1), row("c", acc=78.0, asr=30.0, seed=1)], REFERENCE)
+    assert "`auto`, candidate, 4 trojaned models: success (ASR < 10, < 3 points lost) 1; mean ASR 12.8" in told
+    assert "| a | blend, all2one, → 3 | auto, seed 1 |" in told
+    assert "delivered, seed 0, 2 models read with 2 seeds: success (ASR < 10, < 3 points lost) 1; mean ASR 22.5" in told
+    assert "delivered, seed 1, 2 models read with 2 seeds: success (ASR < 10, < 3 points lost) 1; mean ASR 16.5" in told
+    assert "models read with" not in table(ROWS, REFERENCE)

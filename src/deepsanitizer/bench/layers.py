@@ -64,8 +64,8 @@ def run_model(zoo: Path, model: str, images: int, results: Path, label: str) -> 
 
 def table(rows: Sequence[Row]) -> str:
     """Layers of each model, shallow ones first: what comes after, loss at step 0, ACC / ASR before and after."""
-    told = ["| model | layer | features | multiply-adds before | parameters after | loss at step 0 | ACC / ASR before | "
-            "after |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    told = ["| model | layer | features | multiply-adds before | parameters after | loss at step 0 | ACC / ASR before "
+            "| after |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in sorted(rows, key=lambda row: (row["model"], row["share_before"], -row["params_after"])):
         old, new = (f"{row[key]['acc']:.1f} / {row[key]['asr']:.1f}" for key in ("before", "candidate"))
         shape = "×".join(map(str, row["features"]))

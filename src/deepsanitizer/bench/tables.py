@@ -37,10 +37,10 @@ def table(rows: Sequence[Row], reference: Reference) -> str:
     """A Markdown table of results, and the means of each method."""
     lines = ["| model | trigger | method | verdict: suspect | outcome | before | candidate | delivered | RA share | "
              "seconds | passes | label |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in sorted(rows, key=lambda r: (r["method"], r["model"])):
+    for row in sorted(rows, key=lambda r: (r["method"], r["seed"], r["model"])):
         truth = row["truth"]
         told = "–" if not truth["trigger"] else f"{truth['trigger']}, {truth['mode']}, {_goal(truth)}"
-        name = row["method"] + (", forced" if row["force"] else "")
+        name = row["method"] + (", forced" if row["force"] else "") + (f", seed {row['seed']}" if row["seed"] else "")
         if "error" in row:
             lines.append(f"| {row['model']} | {told} | {name} | {row['error']} | | {_triple(row['before'])} "
                          f"| | | | | | {row['label']} |")
@@ -84,7 +84,8 @@ def _triple(figures: dict[str, float] | None) -> str:
 def _means(rows: Sequence[Row], reference: Reference) -> Iterator[str]:
     groups = sorted({(row["method"], row["force"]) for row in rows})
     for method, force in groups:
-        mine = [row for row in rows if (row["method"], row["force"]) == (method, force) and "error" not in row]
+        every = [row for row in rows if (row["method"], row["force"]) == (method, force) and "error" not in row]
+        mine = [row for row in every if not row["seed"]]
         name = f"`{method}`" + (", forced" if force else "")
         trojaned = [row for row in mine if row["truth"]["trigger"]]
         clean = [row for row in mine if not row["truth"]["trigger"]]
@@ -101,6 +102,20 @@ def _means(rows: Sequence[Row], reference: Reference) -> Iterator[str]:
             worst = max(row["before"]["acc"] - row["delivered"]["acc"] for row in clean)
             yield (f"- {name}, {len(clean)} clean models: found clean {found_clean}; worst accuracy lost by what was "
                    f"delivered {worst:.2f}")
+        yield from _over_seeds(name, every, reference)
+
+
+def _over_seeds(name: str, rows: Sequence[Row], reference: Reference) -> Iterator[str]:
+    """One line a seed, over the trojaned models that were read with every seed."""
+    seeds = sorted({row["seed"] for row in rows})
+    if len(seeds) < 2:
+        return
+    by_seed = [{row["model"]: row for row in rows if row["seed"] == seed and row["truth"]["trigger"]} for seed in seeds]
+    panel = sorted(set.intersection(*(set(found) for found in by_seed)))
+    for seed, found in zip(seeds, by_seed, strict=True):
+        if panel:
+            yield (f"- {name}, delivered, seed {seed}, {len(panel)} models read with {len(seeds)} seeds: "
+                   f"{_over_trojaned([found[model] for model in panel], 'delivered', reference)}")
 
 
 def _over_trojaned(rows: Sequence[Row], key: str, reference: Reference) -> str:
