@@ -251,7 +251,7 @@ def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path
 
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("share", [0.4, -100.0])
-def test_a_failed_proof_is_told_and_tuned_on(share: float, planted: PlantedOf, tmp_path: Path,
+def test_a_failed_proof_is_told_and_the_repair_begun_anew(share: float, planted: PlantedOf, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """What a proof found still there is in the steps. No remedy is fed dummies of the goal: they carry the trigger."""
     fed: list[Tensor] = []
@@ -263,13 +263,15 @@ def test_a_failed_proof_is_told_and_tuned_on(share: float, planted: PlantedOf, t
         return spy
 
     monkeypatch.setattr(closed_form, "ladder", watch(closed_form.ladder))
+    monkeypatch.setattr(closed_form, "repair", watch(closed_form.repair))
     monkeypatch.setattr(tune, "repair", watch(tune.repair))
     # Old patterns may send no dummy at all to the goal, then fewer than none: no proof stands.
     monkeypatch.setattr(removal, "prove", partial(verify.prove, gone_share=share, most_success=-1.0))
     loaded = write_folder(planted("patch"), tmp_path / "model")
     _, report, _ = pipeline.sanitize_with_candidate(loaded, target=TARGET, effort="fast", device="cpu")
     assert report.outcome == "rolled_back"
-    assert any("not gone yet (" in step and "old patterns" in step and "tuned" in step for step in report.steps)
+    assert any("not gone yet (" in step and "old patterns" in step and "relearned anew" in step
+               for step in report.steps)
     assert len(fed) >= 2
     assert all(len(labels) and not (labels == TARGET).any() for labels in fed)
 
