@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deepsanitizer.cli.console import progress, result_console
+from deepsanitizer.cli.folder import models_in, scan_folder
 from deepsanitizer.cli.options import (
     Common,
     Source,
@@ -35,17 +36,30 @@ _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thoro
               help="Write the report there.  [default: stdout]")
 @click.option("--export-trigger", type=file_path(), metavar="DIR",
               help="Write the recovered triggers there, for `evaluate --trigger`.")
+@click.option("--reports", type=file_path(), metavar="DIR",
+              help="For a folder of models: keep each report there; the next run reads them and scans the rest.")
 @_EFFORT
 @model_options
 @common_options()
 def scan(common: Common, source: Source, form: str, output: Path | None, export_trigger: Path | None,
-         effort: "Effort") -> int:
+         reports: Path | None, effort: "Effort") -> int:
     """Judge the model at PATH: is there a backdoor in it? No data is needed.
 
-    PATH is a model folder (config.json, model.safetensors), or a .safetensors, .pt or .pth file with --arch.
+    PATH is a model folder (config.json, model.safetensors), or a .safetensors, .pt or .pth file with --arch. A folder
+    of model folders gives one table; --timeout then holds for each model, and the exit code is 1 where anything was
+    found, else 2, 4 or 3 where a model failed, could not be loaded as told or got no verdict, else 0.
     """
+    models = models_in(source.path)
     check_writable(output, "--output", keep=_files_of(source.path))
     check_folder(export_trigger, "--export-trigger")
+    check_folder(reports, "--reports")
+    if models:
+        if export_trigger is not None:
+            raise UsageError("--export-trigger is for one model", "Scan the model alone.")
+        return scan_folder(common, source, models, form=form, output=output, reports=reports, effort=effort,
+                           codes=_VERDICT_CODES)
+    if reports is not None:
+        raise UsageError("--reports is for a folder of models", "Use --format json -o FILE for one model.")
     loaded = source.load(common)
     from deepsanitizer import pipeline
 
