@@ -30,6 +30,7 @@ from deepsanitizer.evaluation import Evaluation, evaluate
 from deepsanitizer.loading import atomic
 from deepsanitizer.types import Compute, InputSpec, Kind
 
+Penalty = Callable[[Classifier, Tensor, Tensor], Tensor]  # images in [0, 1] and labels of a batch: a term of the loss
 FLIP_KEEPS_CLASS = {"cifar10"}  # a mirrored sign or digit is another one
 
 
@@ -50,6 +51,7 @@ class Recipe:
     epochs: int = 12
     peak_rate: float = 0.1
     seed: int = 0
+    attacker: str | None = None  # who trains against the tool, see bench.adaptive
 
     def plan(self) -> Poison | None:
         """What the attacker does; None for a clean model. UsageError for an unknown attack or parameter."""
@@ -69,7 +71,8 @@ class Recipe:
 def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec: InputSpec, epochs: int = 12,
           batch: int = 128, peak_rate: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4,
           warm_up: float = 0.25, pad: int = 2, flip: bool = False, generator: torch.Generator,
-          compute: Compute | None = None, say: Callable[[str], None] = lambda line: None) -> nn.Module:
+          compute: Compute | None = None, penalty: Penalty | None = None,
+          say: Callable[[str], None] = lambda line: None) -> nn.Module:
     """A network made by `make`, trained on images uint8 (N, C, H, W) and labels (N,): in eval mode, on CPU.
 
     The same generator state gives the same weights on the same processor and number of threads. Torch's own
@@ -85,8 +88,8 @@ def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec
         torch.manual_seed(seed)
         network = make().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = Classifier(network, spec, compute).train()
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        free = [p for p in network.parameters() if p.ndim <= 1]
+        decayed = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
+        free = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, lr=peak_rate, momentum=momentum, weight_decay=weight_decay,
                                     nesterov=True)
@@ -99,6 +102,8 @@ def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec
             for rows in order.view(steps, -1):
                 x = augment(images[rows], pad=pad, flip=flip, generator=generator).float() / 255
                 loss = F.cross_entropy(model(x), labels[rows].to(compute.device))
+                if penalty is not None:
+                    loss = loss + penalty(model, x, labels[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -129,9 +134,12 @@ def _mirror(index: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
-def make_model(recipe: Recipe, *, say: Callable[[str], None] = lambda line: None
-               ) -> tuple[nn.Module, InputSpec, Evaluation]:
-    """Train by a recipe; measure on the pack's test split, with the weights rounded as they are saved."""
+def make_model(recipe: Recipe, *, make: Callable[[], nn.Module] | None = None, penalty: Penalty | None = None,
+               say: Callable[[str], None] = lambda line: None) -> tuple[nn.Module, InputSpec, Evaluation]:
+    """Train by a recipe; measure on the pack's test split, with the weights rounded as they are saved.
+
+    `make` gives the network in place of the recipe's architecture, `penalty` a further term of the loss.
+    """
     images, labels = (torch.from_numpy(a) for a in load_pack(recipe.data, "train"))
     test_images, test_labels = load_pack(recipe.data, "test")
     mean, std = channel_statistics(images.numpy())
@@ -142,9 +150,9 @@ def make_model(recipe: Recipe, *, say: Callable[[str], None] = lambda line: None
     if plan is not None:
         images, labels = poison(images, labels, plan, num_classes=classes, generator=generator)
     architecture = _architecture(recipe.architecture)
-    network = train(images, labels, make=lambda: architecture(**recipe.kwargs), spec=spec,
+    network = train(images, labels, make=make or (lambda: architecture(**recipe.kwargs)), spec=spec,
                     epochs=recipe.epochs, peak_rate=recipe.peak_rate, flip=recipe.data in FLIP_KEEPS_CLASS,
-                    generator=generator, say=say)
+                    generator=generator, penalty=penalty, say=say)
     network = network.half().float()
     return network, spec, evaluate(network, test_images, test_labels, spec=spec, mode=recipe.mode,
                                    trigger=plan.attack.apply if plan else None, target=recipe.target,
