@@ -58,7 +58,7 @@ def test_spreading_leaves_statistics_and_mode_alone(batch: tuple[torch.Tensor, t
     classifier = model()
     before = {name: value.clone() for name, value in classifier.network.named_buffers()}
     term = adaptive.Spread(Patch(), TARGET)(classifier, *batch)
-    term.backward()  # type: ignore[no-untyped-call]
+    term.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in classifier.network.parameters())
     assert all(value.equal(before[name]) for name, value in classifier.network.named_buffers())
     assert classifier.network.training
