@@ -122,15 +122,13 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             learned_from = without_goals(ground.ordinary, found)
             with ground.stage("repair"):
                 # Anew, from the original: one more tune of a tuned candidate costs up to 8 points (log, 29).
-                if number % 2:
-                    weight /= 4 if number > 1 else 1
-                    candidate = closed_form.repair(old, learned_from, found, run, keep=weight,
-                                                   purpose=f"closed form {number}")
-                    done = f"relearned anew with weight {weight:g}"
-                else:
-                    candidate = tune.repair(old, learned_from, found, run, start=candidate, purpose=f"tune {number}")
-                    done = "tuned"
-            steps.append(f"not gone yet ({_left(best.proof)}): {done} on {len(found)} transformations")
+                if number > 1:
+                    weight /= 4
+                candidate = closed_form.repair(old, learned_from, found, run, keep=weight,
+                                               purpose=f"closed form {number}")
+                candidate = tune.repair(old, learned_from, found, run, start=candidate, purpose=f"tune {number}")
+            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g} and tuned, on "
+                         f"{len(found)} transformations")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
