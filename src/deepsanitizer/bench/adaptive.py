@@ -37,9 +37,9 @@ class SmallMargin:
     """Cross-entropy under the universal pattern that climbs the target's margin; `strength` in units of [0, 1]."""
 
     target: int
-    strength: float = 0.15
+    strength: float = 0.1
     rate: float = 0.02
-    weight: float = 1.0
+    weight: float = 0.1
     most: int = 64  # images a step
     pattern: Tensor | None = field(default=None)
 
@@ -104,11 +104,11 @@ def head_frozen(clean: Path) -> nn.Module:
     return network
 
 
-def penalty_of(attacker: Attacker, attack: Attack, target: int) -> Penalty | None:
-    """What is added to the training loss."""
+def penalty_of(attacker: Attacker, attack: Attack, target: int, weight: float) -> Penalty | None:
+    """What is added to the training loss, times `weight`."""
     if attacker == "margin":
-        return SmallMargin(target)
-    return Spread(attack, target) if attacker == "spread" else None
+        return SmallMargin(target, weight=weight)
+    return Spread(attack, target, weight=weight) if attacker == "spread" else None
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
@@ -119,18 +119,19 @@ def penalty_of(attacker: Attacker, attack: Attack, target: int) -> Penalty | Non
 @click.option("--arch", default="deepsanitizer.bench.networks:SignNet")
 @click.option("--classes", default=10)
 @click.option("--target", default=3)
+@click.option("--weight", default=0.1, help="Of the penalty beside the cross-entropy; too much keeps the backdoor out.")
 @click.option("--epochs", default=6)
 @click.option("--peak-rate", default=0.1)
 @click.option("--seed", default=0)
 @click.option("--threads", default=1)
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A folder that does not exist.")
-def main(*, attacker: Attacker, clean: Path | None, data: str, arch: str, classes: int, target: int, epochs: int,
-         peak_rate: float, seed: int, threads: int, output: Path) -> None:
+def main(*, attacker: Attacker, clean: Path | None, data: str, arch: str, classes: int, target: int, weight: float,
+         epochs: int, peak_rate: float, seed: int, threads: int, output: Path) -> None:
     """See the module."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     recipe = Recipe(data=data, architecture=arch, kwargs={"num_classes": classes}, attack="patch",
-                    attack_kwargs={"pattern": "noise", "seed": seed}, target=target, epochs=epochs,
+                    attack_kwargs={}, target=target, epochs=epochs,
                     peak_rate=peak_rate, seed=seed, attacker=attacker)
     try:
         if output.exists():
@@ -138,8 +139,8 @@ def main(*, attacker: Attacker, clean: Path | None, data: str, arch: str, classe
         if (attacker == "extractor") != (clean is not None):
             raise UsageError("--clean belongs to the attacker `extractor`, and he needs it", "See --help.")
         make: Callable[[], nn.Module] | None = None if clean is None else functools.partial(head_frozen, clean)
-        attack = Patch(pattern="noise", seed=seed)
-        network, spec, measured = make_model(recipe, make=make, penalty=penalty_of(attacker, attack, target),
+        attack = Patch()
+        network, spec, measured = make_model(recipe, make=make, penalty=penalty_of(attacker, attack, target, weight),
                                              say=click.echo)
         save_folder(network, spec, recipe, measured, output)
     except DeepSanitizerError as error:
