@@ -1,10 +1,16 @@
 """What test modules of several folders ask for by name."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from helpers.planted import Attack, Planted, plant, shared_folder
+
+# Started in the background, as under nohup, a process ignores these, and so do its children: tests send them.
+for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 
 @pytest.fixture(scope="module")
