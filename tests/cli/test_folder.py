@@ -87,7 +87,8 @@ def test_kept_reports_are_read_again_where_they_answer_the_same_question(run: Ru
     arguments = ("scan", folder, "--import-from", code, "--reports", reports)
     first = run(*arguments)
     assert asked == ["two", "one"]
-    assert {file.name for file in reports.iterdir()} == {"one.json", "one.html", "deep.two.json", "deep.two.html"}
+    assert {str(file.relative_to(reports)) for file in reports.rglob("*.*")} == {
+        "one.json", "one.html", "deep/two.json", "deep/two.html"}
     assert run(*arguments).out == first.out
     assert asked == ["two", "one"]
     run(*arguments, "--seed", "1")

@@ -9,12 +9,8 @@ and variant.
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.datasets import shared_folder
 from deepsanitizer.bench.proxies import Row
 from deepsanitizer.bench.tables import load_results
+from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, evaluated, measured
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.removal import Ground, without_goals
@@ -138,7 +135,7 @@ def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results:
             candidate = repaired(ground, found, variant)
             facts.round_like(candidate, loaded.checkpoint)
             hits = success(candidate, ground.before[0].natural, ground.fresh, ground.run)
-            row |= {"old_patterns": hits, "candidate": measured(zoo, model, candidate, images)}
+            row |= {"old_patterns": hits, "candidate": measured(zoo, model, candidate.network.state_dict(), images)}
         row["seconds"] = round(time.monotonic() - began, 1)
         write(json.dumps(row, indent=1), path)
 
@@ -193,14 +190,14 @@ def _means(rows: Sequence[Row]) -> str:
 @click.option("--zoo", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of model folders. "
               "Default: the zoo in the shared folder.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("benchmarks/results/ablations"))
-@click.option("--models", required=True, help="Comma-separated names of trojaned models.")
+@click.option("--models", default="", help="Comma-separated names of trojaned models.")
 @click.option("--variants", default=",".join(VARIANTS), help="Comma-separated.")
 @click.option("--images", default=2000, help="Test images to measure on.")
 @click.option("--jobs", default=2, help="Processes side by side, one torch thread each.")
 @click.option("--label", default="", help="A word kept with every result, such as the commit.")
-@click.option("--one", hidden=True, is_flag=True, help="Run in this process.")
+@click.option("--one", hidden=True, default="", help="Run one model in this process.")
 def main(zoo: Path | None, results: Path, models: str, variants: str, images: int, jobs: int, label: str,
-         one: bool) -> None:
+         one: str) -> None:
     """See the module."""
     zoo, names = zoo or shared_folder() / "zoo", variants.split(",")
     if unknown := set(names) - set(VARIANTS):
@@ -209,21 +206,15 @@ def main(zoo: Path | None, results: Path, models: str, variants: str, images: in
     if one:
         torch.set_num_threads(1)
         keep_freed_memory()
-        run_model(zoo, models, names, images, results, label)
+        run_model(zoo, one, names, images, results, label)
         return
+    if not models:
+        raise click.UsageError("name trojaned models with --models")
     missing = [m for m in models.split(",") if not all(result_path(results, m, name).exists() for name in names)]
 
-    def process(model: str) -> tuple[str, int, str]:
-        command = [sys.executable, "-m", "deepsanitizer.bench.ablations", "--zoo", str(zoo), "--results", str(results),
-                   "--models", model, "--variants", variants, "--images", str(images), "--label", label, "--one"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return model, done.returncode, done.stderr
-
-    failed = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        for number, (model, code, errors) in enumerate(pool.map(process, missing), 1):
-            failed += code != 0
-            click.echo(f"{number}/{len(missing)} {model}" + (f" failed:\n{errors[-2000:]}" if code else ""), err=True)
+    arguments = ["--zoo", str(zoo), "--results", str(results), "--variants", variants, "--images", str(images),
+                 "--label", label]
+    failed = side_by_side("deepsanitizer.bench.ablations", missing, arguments, jobs=jobs)
     told = table(load_results(results))
     write(told, results.with_suffix(".md"))
     click.echo(told)

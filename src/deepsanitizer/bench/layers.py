@@ -57,7 +57,7 @@ def run_model(zoo: Path, model: str, images: int, results: Path, label: str) -> 
         facts.round_like(candidate, loaded.checkpoint)
         row: Row = {"model": model, "layer": layer.name, "features": list(layer.feature_shape), "label": label,
                     "share_before": layer.madds_before, "params_after": layer.params_after, "loss_step0": loss,
-                    "before": before, "candidate": measured(zoo, model, candidate, images),
+                    "before": before, "candidate": measured(zoo, model, candidate.network.state_dict(), images),
                     "seconds": round(time.monotonic() - began, 1), "passes": round(run.meter.passes)}
         write(json.dumps(row, indent=1), path)
 

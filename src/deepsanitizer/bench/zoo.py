@@ -9,18 +9,17 @@ candidate is measured also where the tool rolled it back: `candidate` is the rem
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import deepsanitizer
 from deepsanitizer import loading, pipeline, removal
@@ -29,7 +28,7 @@ from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.datasets import load_pack, shared_folder
 from deepsanitizer.bench.proxies import Row
 from deepsanitizer.bench.tables import load_results, ra_reference, table
-from deepsanitizer.classifier import Classifier
+from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.errors import DeepSanitizerError
 from deepsanitizer.evaluation import evaluate
 from deepsanitizer.report import write
@@ -58,11 +57,11 @@ def _evaluated_here(folder: Path, weights: Path | None, count: int) -> dict[str,
             if value is not None}
 
 
-def measured(zoo: Path, model: str, candidate: Classifier, images: int) -> dict[str, float]:
-    """As `evaluated`, of a candidate in memory."""
+def measured(zoo: Path, model: str, state: Mapping[str, Tensor], images: int) -> dict[str, float]:
+    """As `evaluated`, of a candidate's weights in memory, by network key."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "candidate.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in candidate.network.state_dict().items()}, str(file))
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, str(file))
         return evaluated(zoo, model, file, images)
 
 
@@ -107,12 +106,7 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
             row["error"] = str(error)
             write(json.dumps(row, indent=1), path)
             continue
-        candidate = None
-        if state is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "candidate.safetensors"
-                save_file({name: value.contiguous() for name, value in state.items()}, str(file))
-                candidate = evaluated(zoo, model, file, images)
+        candidate = None if state is None else measured(zoo, model, state, images)
         row |= {
             "verdict": report.verdict, "score": report.score, "suspects": [
                 {"kind": s.kind, "source": s.source, "target": s.target, "family": s.family, "score": s.score}
@@ -166,16 +160,7 @@ def main(zoo: Path | None, results: Path, models: str, methods: str, seed: int, 
     arguments = ["--zoo", str(zoo), "--results", str(results), "--methods", methods, "--seed", str(seed),
                  "--effort", effort, "--images", str(images), "--label", label, *(["--force"] if force else [])]
 
-    def process(name: str) -> tuple[str, int, str]:
-        done = subprocess.run([sys.executable, "-m", "deepsanitizer.bench.zoo", *arguments, "--one", name],
-                              capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return name, done.returncode, done.stderr
-
-    failed = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        for number, (name, code, errors) in enumerate(pool.map(process, missing), 1):
-            failed += code != 0
-            click.echo(f"{number}/{len(missing)} {name}" + (f" failed:\n{errors[-2000:]}" if code else ""), err=True)
+    failed = side_by_side("deepsanitizer.bench.zoo", missing, arguments, jobs=jobs)
     told = table(load_results(results), ra_reference(zoo))
     write(told, results.with_suffix(".md"))
     click.echo(told)

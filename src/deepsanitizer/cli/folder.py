@@ -49,13 +49,12 @@ def scan_folder(common: Common, source: Source, models: Sequence[Path], *, form:
                 reports: Path | None, effort: "Effort", codes: dict[str, ExitCode]) -> int:
     """Scan each model, print or write the table, and give the exit code.
 
-    1 where anything was found; else 2 where a scan failed, 3 where one gave no verdict, 0 where all are clean.
+    1 where anything was found; else 2 where a scan failed, 4 where a model could not be loaded as told, 3 where one
+    gave no verdict, 0 where all are clean.
     """
     if form == "html":
         raise UsageError("a folder of models gives a table, not a page",
                          "Use --format text or json; --reports DIR writes a page for each model.")
-    if reports is not None:
-        reports.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, path in enumerate(models, 1):
         name = str(path.relative_to(source.path))
@@ -74,7 +73,7 @@ def _one(common: Common, source: Source, name: str, title: str, reports: Path | 
          codes: dict[str, ExitCode]) -> Line:
     from deepsanitizer import pipeline, report
 
-    kept = None if reports is None else reports / f"{name.replace('/', '.')}.json"
+    kept = None if reports is None else reports / f"{name}.json"
     try:
         loaded = source.load(replace(common, quiet=True))
         done = _earlier(kept, loaded, common, effort)
@@ -83,6 +82,7 @@ def _one(common: Common, source: Source, name: str, title: str, reports: Path | 
                 done = pipeline.scan(loaded, layer=common.layer, device=common.device, seed=common.seed, effort=effort,
                                      progress=_titled(callback, title), timeout=common.timeout)
             if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
                 report.write(report.to_html(done), kept.with_suffix(".html"))
                 report.write(report.to_json(done), kept)
     except DeepSanitizerError as error:
