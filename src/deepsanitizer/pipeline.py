@@ -20,7 +20,7 @@ from deepsanitizer.errors import CannotJudgeError, UsageError, WorkError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
 from deepsanitizer.removal import Ground, Repaired, prepare, remove
 from deepsanitizer.repair import METHODS
-from deepsanitizer.signals import collect
+from deepsanitizer.signals import SCREEN_DUMMIES, collect, screen
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
     Dummies,
@@ -206,6 +206,13 @@ def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
         evidence = collect(case.classifier, dummies, case.run, quick=case.plan.quick)
     verdict = judge(evidence, dummies)
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
+
+
+def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
+    """The first dummies and the short searches on them."""
+    with case.clock.stage("screen"):
+        dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
+        return dummies, screen(case.parts, dummies, case.run)
 
 
 def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:

@@ -30,6 +30,7 @@ class SignalResult:
 
     name: str
     applicable: bool
+    stage: Literal["screen", "full"] = "full"  # the screen is what the calibrated verdict rests on
     family: str = ""  # of the transformations searched
     window: int = 0  # for patches: the side of the square in pixels
     reason: str = ""  # why it is not applicable, or a remark
@@ -40,7 +41,9 @@ class SignalResult:
     margin: float | None = None  # its statistic
     runner_up: float | None = None  # the next class's
     z: float | None = None  # (margin - median) / MAD over classes
-    score: float | None = None  # higher is worse; 1 is where this signal alone would accuse
+    score: float | None = None  # higher is worse; 1 is where this signal alone would accuse; None: it never does
+    statistic: float | None = None  # what is compared with clean networks; higher is worse
+    p_value: float | None = None  # that a clean network has a statistic as high, from the calibration; None: unknown
     success: float | None = None  # share of dummies of other classes sent to the target
     strength: float | None = None  # of the transformation searched
     matrix: list[list[float | None]] | None = None  # source x goal margins, own-goal searches

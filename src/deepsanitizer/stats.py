@@ -21,3 +21,10 @@ def top_two(values: Sequence[float]) -> tuple[int, float, float]:
 def lead_over(margin: float, runner_up: float) -> float:
     """How far a margin leads: over the runner-up, or over zero where even the runner-up fails."""
     return min(margin, margin - max(runner_up, 0.0))
+
+
+def separation(margin: float, runner_up: float, unit: float) -> float:
+    """What is compared with clean networks: a margin's distance from its runner-up, in units; at most zero where the
+    margin itself is below zero, which no success stands behind.
+    """
+    return (margin - runner_up) / unit if margin > 0 else min(0.0, margin / unit)

@@ -7,6 +7,7 @@ The shared folder is `$DEEPSANITIZER_SHARED`, else the folder `shared` beside th
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -51,6 +52,15 @@ def load_pack(name: str, split: SharedSplit) -> tuple[NDArray[np.uint8], NDArray
     except (BadZipFile, OSError, KeyError, ValueError, UnidentifiedImageError) as error:
         raise CannotJudgeError(f"the data pack {path} is damaged: {error}", "Fetch it again.") from error
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64)
+
+
+def keep_classes(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: Sequence[int],
+                 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The images of some classes only, in order; their labels become the class's place in `classes`."""
+    place = np.full(int(labels.max()) + 1, -1)
+    place[list(classes)] = np.arange(len(classes))
+    rows = place[labels] >= 0
+    return images[rows], place[labels[rows]].astype(np.int64)
 
 
 def _decode(jpeg: bytes) -> NDArray[Any]:

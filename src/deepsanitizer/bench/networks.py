@@ -1,7 +1,8 @@
-"""Small networks of different kinds to train for development and calibration: about 0.2 to 0.4 M parameters.
+"""Small networks of different kinds to train for development and calibration: 0.02 to 0.4 M parameters.
 
-`VggElu` has batch-norm and ELU, `Plain` neither batch-norm nor shortcuts, `Vit` layer-norm and attention. With the
-demo's residual `SignNet` these are the four kinds of network whose statistics, activations and shortcuts differ most.
+`VggElu` has batch-norm and ELU, `Plain` neither batch-norm nor shortcuts, `Vit` layer-norm and attention,
+`Mobile` depthwise convolutions. With the demo's residual `SignNet` these are the five kinds of network whose
+statistics, activations and shortcuts differ most.
 """
 
 from itertools import pairwise
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from deepsanitizer.demo.network import SignNet
 
-__all__ = ["Plain", "SignNet", "VggElu", "Vit"]
+__all__ = ["Mobile", "Plain", "SignNet", "VggElu", "Vit"]
 
 
 class VggElu(nn.Module):
@@ -57,6 +58,28 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
         logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class Mobile(nn.Module):
+    """Normalised images (N, C, H, W) to logits: a stem that halves, six depthwise separable convolutions, one linear layer."""
+
+    def __init__(self, num_classes: int = 10, width: int = 32, channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
+                                   nn.Hardswish()]
+        before = width
+        for after, stride in ((width, 2), (2 * width, 1), (2 * width, 2), (3 * width, 1), (3 * width, 1),
+                              (4 * width, 1)):
+            layers += [nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False), nn.BatchNorm2d(before),
+                       nn.Hardswish(), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.Hardswish()]
+            before = after
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(before, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
         return logits
 
 

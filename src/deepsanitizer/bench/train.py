@@ -7,10 +7,11 @@ SGD with Nesterov momentum and a one-cycle rate, random crops (and flips, where 
 class). All images stay one uint8 tensor; every batch is cut from it in a few tensor operations.
 """
 
+import functools
 import importlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.attacks import ATTACKS, Poison, poison
-from deepsanitizer.bench.datasets import CLASS_NAMES, channel_statistics, load_pack
+from deepsanitizer.bench.datasets import CLASS_NAMES, channel_statistics, keep_classes, load_pack
 from deepsanitizer.classifier import Classifier, resolve_compute
 from deepsanitizer.errors import DeepSanitizerError, UsageError, WorkError
 from deepsanitizer.evaluation import Evaluation, evaluate
@@ -31,6 +32,7 @@ from deepsanitizer.loading import atomic
 from deepsanitizer.types import Compute, InputSpec, Kind
 
 Penalty = Callable[[Classifier, Tensor, Tensor], Tensor]  # images in [0, 1] and labels of a batch: a term of the loss
+_pack = functools.cache(load_pack)  # decoding costs seconds, and nothing here writes into it
 FLIP_KEEPS_CLASS = {"cifar10"}  # a mirrored sign or digit is another one
 
 
@@ -52,6 +54,8 @@ class Recipe:
     peak_rate: float = 0.1
     seed: int = 0
     attacker: str | None = None  # who trains against the tool, see bench.adaptive
+    classes: Sequence[int] | None = None  # of the pack; None: all
+    images: int | None = None  # the first so many training images of a shuffle by `seed`; None: all
 
     def plan(self) -> Poison | None:
         """What the attacker does; None for a clean model. UsageError for an unknown attack or parameter."""
@@ -140,13 +144,21 @@ def make_model(recipe: Recipe, *, make: Callable[[], nn.Module] | None = None, p
 
     `make` gives the network in place of the recipe's architecture, `penalty` a further term of the loss.
     """
-    images, labels = (torch.from_numpy(a) for a in load_pack(recipe.data, "train"))
-    test_images, test_labels = load_pack(recipe.data, "test")
+    train_split, (test_images, test_labels) = _pack(recipe.data, "train"), _pack(recipe.data, "test")
+    names = CLASS_NAMES.get(recipe.data)
+    if recipe.classes is not None:
+        train_split = keep_classes(*train_split, recipe.classes)
+        test_images, test_labels = keep_classes(test_images, test_labels, recipe.classes)
+        names = None if names is None else tuple(names[old] for old in recipe.classes)
+    images, labels = (torch.from_numpy(a) for a in train_split)
     mean, std = channel_statistics(images.numpy())
     classes = int(labels.max()) + 1
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    spec = InputSpec(shape, classes, mean, std, CLASS_NAMES.get(recipe.data))
+    spec = InputSpec(shape, classes, mean, std, names)
     plan, generator = recipe.plan(), torch.Generator().manual_seed(recipe.seed)
+    if recipe.images is not None:
+        kept = torch.randperm(len(images), generator=generator)[: recipe.images]
+        images, labels = images[kept], labels[kept]
     if plan is not None:
         images, labels = poison(images, labels, plan, num_classes=classes, generator=generator)
     architecture = _architecture(recipe.architecture)

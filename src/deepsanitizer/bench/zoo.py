@@ -25,7 +25,7 @@ import deepsanitizer
 from deepsanitizer import loading, pipeline, removal
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.attacks import ATTACKS
-from deepsanitizer.bench.datasets import load_pack, shared_folder
+from deepsanitizer.bench.datasets import keep_classes, load_pack, shared_folder
 from deepsanitizer.bench.proxies import Row
 from deepsanitizer.bench.tables import load_results, ra_reference, table
 from deepsanitizer.bench.workers import side_by_side
@@ -50,6 +50,8 @@ def _evaluated_here(folder: Path, weights: Path | None, count: int) -> dict[str,
     if weights is not None:
         loaded.network.load_state_dict(load_file(weights))
     images, labels = load_pack(truth["data"], "test")
+    if truth.get("classes") is not None:
+        images, labels = keep_classes(images, labels, truth["classes"])
     attack = ATTACKS[truth["attack"]](**truth["attack_kwargs"]) if truth["attack"] else None
     told = evaluate(loaded, images[:count], labels[:count], mode=truth["mode"], target=truth["target"],
                     source=truth["source"], trigger=attack.apply if attack else None, device="cpu")

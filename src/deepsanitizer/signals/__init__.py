@@ -1,14 +1,29 @@
-"""Data-free evidence, one signal per file; `collect` runs them all."""
+"""Data-free evidence, one signal per file: `screen` for the verdict, `collect` for the evidence a repair starts from."""
+
+from dataclasses import replace
 
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.signals import dictionary, place, universal
+from deepsanitizer.signals import (
+    bounded_gap,
+    dictionary,
+    feature_shift,
+    head_weights,
+    lipschitz,
+    place,
+    skew,
+    universal,
+)
 from deepsanitizer.signals.universal import plain_margin
+from deepsanitizer.split import Split
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
 UNIVERSAL_FAMILIES = ("add", "blend", "patch", "filter", "warp")
+SCREEN_FAMILIES = ("blend", "filter", "warp")  # what an additive or a free patch search finds, these or places find too
 
-__all__ = ["UNIVERSAL_FAMILIES", "collect", "plain_margin", "windows_for"]
+SCREEN_DUMMIES = 300
+
+__all__ = ["SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "plain_margin", "screen", "windows_for"]
 
 
 def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -17,6 +32,28 @@ def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
     pairs = {(max(2, round(side * window / 32)), max(1, round(side * stride / 32)))
              for window, stride in ((6, 3), (10, 4), (14, 6))}
     return sorted((window, stride) for window, stride in pairs if window <= side // 2)
+
+
+def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen") -> tuple[Evidence, ...]:
+    """The short searches on which the calibrated verdict rests, and the supporting signals; under 50,000 passes for 10
+    classes with `SCREEN_DUMMIES`.
+
+    What the null distributions in `calibration.json` were measured with: a change here needs them measured again.
+    """
+    classifier = parts.classifier
+    evidence = [universal.detect(classifier, dummies, run, family=family, purpose=purpose, steps=32, batch=24,
+                                 all_classes_up_to=4, short=(8, 8), finalists=4) for family in SCREEN_FAMILIES]
+    evidence.append(dictionary.detect(classifier, dummies, run, family="grating", first=10, second=48))
+    # Windows differ with the size of the image: named by their order, as the null distributions are.
+    for size, (window, stride) in zip(("small", "large"), windows_for(classifier.spec.shape), strict=False):
+        found = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose, first=(6, 8),
+                             second=(10, 14), score_on=100)
+        evidence += [replace(item, result=replace(item.result, name=f"{name} {size}"))
+                     for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
+    evidence += [feature_shift.detect(parts, dummies, run), bounded_gap.detect(classifier, dummies, run),
+                 skew.detect(classifier, run), head_weights.detect(classifier), lipschitz.detect(classifier)]
+    return tuple(replace(item, result=replace(item.result, name=f"screen {item.result.name}", stage="screen"))
+                 for item in evidence)
 
 
 def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "scan",

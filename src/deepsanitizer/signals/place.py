@@ -15,8 +15,8 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import Places, column_means, own_goals, places, triggers_at
-from deepsanitizer.signals.universal import unit_of
-from deepsanitizer.stats import lead_over, robust_z, top_two
+from deepsanitizer.signals.universal import plain_margin, unit_of
+from deepsanitizer.stats import lead_over, robust_z, separation, top_two
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 
@@ -34,11 +34,12 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
     # Natural evidence grows with the area: the unit is that of 6 pixels of 32.
     scale = max(1.0, (window * 32 / min(classifier.spec.shape[1:]) / 6) ** 2)
     passes, unit = run.meter.passes - before, unit_of(dummies) * scale
-    one = _all2one(found, unit * accuse_at[0], passes)
-    return one, _all2all(found, unit * accuse_at[1]), _specific(found, unit * accuse_at[2])
+    plain = plain_margin(dummies)
+    one = _all2one(found, unit * accuse_at[0], passes, plain)
+    return one, _all2all(found, unit * accuse_at[1], plain), _specific(found, unit * accuse_at[2], plain)
 
 
-def _all2one(found: Places, unit: float, passes: float) -> Evidence:
+def _all2one(found: Places, unit: float, passes: float, plain: float) -> Evidence:
     columns = column_means(found.cells)
     values = columns.max(0).values.tolist()
     target, margin, runner_up = top_two(values)
@@ -46,18 +47,19 @@ def _all2one(found: Places, unit: float, passes: float) -> Evidence:
     # Two nulls: what other classes reach anywhere, and what the target reaches at other places. A full-image
     # trigger is reached from everywhere and is no local one.
     runner_up = max(runner_up, columns[:, target].median().item())
+    statistic = separation(margin, runner_up, plain)
     reached = found.cells[place, :, target]
     success = (reached[reached.isfinite()] > 0).float().mean().item()
     result = SignalResult(
         name=f"place {found.window}", applicable=True, per_target=list(values), target=target, margin=margin,
         threshold=max(runner_up, 0.0) + unit, runner_up=runner_up, z=robust_z(columns[:, target].tolist()),
         success=success,
-        score=lead_over(margin, runner_up) / unit, family="place", window=found.window,
+        score=lead_over(margin, runner_up) / unit, statistic=statistic, family="place", window=found.window,
         matrix=_matrix(found.cells[place]), passes=passes)
     return Evidence(result, triggers_at(found, columns[:, target], target=target, source=None))
 
 
-def _all2all(found: Places, unit: float) -> Evidence:
+def _all2all(found: Places, unit: float, plain: float) -> Evidence:
     mean, goals = own_goals(found.cells)
     classes = found.cells.shape[1]
     distinct = torch.tensor([len(set(row) - {-1}) for row in goals.tolist()])
@@ -76,17 +78,19 @@ def _all2all(found: Places, unit: float) -> Evidence:
     result = SignalResult(
         name=f"own goals {found.window}", kind="all2all", applicable=True, margin=margin, runner_up=null,
         z=robust_z(mean.tolist()), success=(cells[cells.isfinite()] > 0).float().mean().item(),
-        score=lead_over(margin, null) / unit, family="place", window=found.window,
-        matrix=_matrix(found.cells[place]))
+        score=lead_over(margin, null) / unit, statistic=(margin - mean.median().item()) / plain, family="place",
+        window=found.window, matrix=_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, value, target=None, source=None, goals=goals))
 
 
-def _specific(found: Places, unit: float) -> Evidence:
+def _specific(found: Places, unit: float, plain: float) -> Evidence:
     classes = found.cells.shape[1]
     best, where = found.cells.max(0)  # over places
     cell, margin, runner_up = top_two(best.flatten().tolist())
     source, target = divmod(cell, classes)
     place = int(where[source, target])
+    # Whatever carries one source to a goal carries others along a little: the null is the other goals.
+    elsewhere = best[:, torch.arange(classes) != target].max().item()
     # A column in which other sources are carried along is all-to-one, told by that statistic.
     column = found.cells[place, :, target]
     others = column[column.isfinite() & (torch.arange(classes) != source)]
@@ -94,7 +98,8 @@ def _specific(found: Places, unit: float) -> Evidence:
     lead = lead_over(margin, runner_up) / unit
     result = SignalResult(
         name=f"pairs {found.window}", kind="specific", applicable=True, source=source, target=target, margin=margin,
-        runner_up=runner_up, success=carried, score=lead if carried < 0.5 else 0.0, family="place", window=found.window,
+        runner_up=runner_up, success=carried, score=lead if carried < 0.5 else 0.0, family="place",
+        statistic=separation(margin, elsewhere, plain), window=found.window,
         reason="" if carried < 0.5 else "other sources are carried along: see all-to-one",
         matrix=_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, found.cells[:, source, target], target=target, source=source))

@@ -4,12 +4,12 @@ What: for each family, one transformation per class is searched at generous stre
 Why it works: natural universal patterns push all classes about equally far; a trigger pushes its target much
 further. The other classes are the null distribution, the network's own plain margin is the unit.
 Limits: blind to triggers of no family searched, and to several targets at once. A family whose patterns push all
-classes far says little. Not calibrated.
+classes far says little.
 """
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import universal
-from deepsanitizer.stats import lead_over, robust_z, top_two
+from deepsanitizer.stats import lead_over, robust_z, separation, top_two
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
@@ -56,6 +56,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
         name=family, applicable=True, family=family, per_target=per_target, target=classes[best], margin=margin,
         runner_up=runner_up, z=robust_z(margins), score=lead_over(margin, runner_up) / unit,
         threshold=max(runner_up, 0.0) + unit, success=found.success[best].item(),
+        statistic=separation(margin, runner_up, plain_margin(dummies)),
         strength=FAMILIES[family].strength, passes=run.meter.passes - before)
     order = found.margin.argsort(descending=True)[:3].tolist()
     triggers = tuple(Trigger(family, found.take(i), found.strength[i].item(), classes[i], None, margins[i])

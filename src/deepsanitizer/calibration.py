@@ -1,0 +1,87 @@
+"""Where a statistic stands among clean networks: null distributions, p-values, and what they cover.
+
+`calibration.json` holds, for each signal of the screen, its statistic on every clean calibration network, sorted, and
+the combined statistic of each network against the others. It is written by `deepsanitizer.bench.calibrate` and is the
+only thing in the verdict that was learned from anywhere; no trojaned network went into it.
+"""
+
+import functools
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from deepsanitizer.types import InputSpec, SignalResult
+
+LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Sorted null statistics by signal, those of the combination, and what kinds of network they come from."""
+
+    models: int
+    nulls: Mapping[str, tuple[float, ...]]
+    combined: tuple[float, ...]
+    classes: tuple[int, int]  # least and most
+    side: tuple[int, int]  # of an image, in pixels
+    provenance: Mapping[str, Any]
+
+    def covers(self, spec: InputSpec) -> bool:
+        """Whether networks with such an input were among the calibration networks."""
+        return (self.classes[0] <= spec.num_classes <= self.classes[1]
+                and all(self.side[0] <= side <= self.side[1] for side in spec.shape[1:]))
+
+    def threshold(self, level: float = LEVEL) -> float:
+        """The combined statistic that so many clean networks exceed."""
+        return quantile(self.combined, level)
+
+    def p_values(self, results: Sequence[SignalResult]) -> dict[str, float]:
+        """For each result with a statistic and a null distribution, its p-value, by name."""
+        return {r.name: p_value(r.statistic, self.nulls[r.name]) for r in results
+                if r.applicable and r.statistic is not None and r.name in self.nulls}
+
+
+@functools.cache
+def shipped() -> Calibration:
+    """The calibration that comes with the package."""
+    return read(json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text()))
+
+
+def read(table: Mapping[str, Any]) -> Calibration:
+    """From the JSON object that `bench.calibrate` writes."""
+    return Calibration(table["models"], {name: tuple(values) for name, values in table["nulls"].items()},
+                       tuple(table["combined"]), tuple(table["classes"]), tuple(table["side"]), table["provenance"])
+
+
+def p_value(statistic: float, null: Sequence[float], *, tail: float = 0.2) -> float:
+    """Share of clean networks with a statistic as high; `null` is sorted.
+
+    The upper `tail` of the null is taken for exponential, so that p-values go on falling beyond the largest value seen
+    (the peaks-over-threshold method with shape 0; Pickands, Annals of Statistics 1975). Below it the share is counted.
+    """
+    count = len(null)
+    start, spread, share = _tail(null, tail)
+    if statistic > start and spread > 0:
+        return max(share * math.exp(-(statistic - start) / spread), 1e-12)
+    above = count - bisect_left(null, statistic)
+    return (1 + above) / (count + 1)
+
+
+def quantile(null: Sequence[float], level: float, *, tail: float = 0.2) -> float:
+    """The statistic whose `p_value` is `level`; `level` must lie within the tail."""
+    start, spread, share = _tail(null, tail)
+    assert 0 < level < share, (level, share)
+    return start + spread * math.log(share / level)
+
+
+def _tail(null: Sequence[float], tail: float) -> tuple[float, float, float]:
+    """Where the tail begins, its mean excess, and the share of the null in it."""
+    count = len(null)
+    most = max(2, round(tail * count))
+    start = null[-most - 1] if count > most else null[0]
+    excess = [value - start for value in null if value > start]
+    return start, sum(excess) / max(1, len(excess)), len(excess) / count
