@@ -10,13 +10,15 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 from deepsanitizer.types import InputSpec, SignalResult
 
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
+VOTING = ("screen blend", "screen filter", "screen warp", "screen grating", "screen place small", "screen place large",
+          "screen own goals small", "screen pairs small", "screen pairs large")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,40 @@ class Calibration:
 
     def covers(self, spec: InputSpec) -> bool:
         """Whether networks with such an input were among the calibration networks."""
-        return (self.classes[0] <= spec.num_classes <= self.classes[1]
-                and all(self.side[0] <= side <= self.side[1] for side in spec.shape[1:]))
+        return self.covers_shape(spec.num_classes, spec.shape)
+
+    def covers_shape(self, classes: int, shape: Sequence[int]) -> bool:
+        """As `covers`, for a number of classes and a shape (C, H, W)."""
+        return (self.classes[0] <= classes <= self.classes[1]
+                and all(self.side[0] <= side <= self.side[1] for side in shape[1:]))
 
     def threshold(self, level: float = LEVEL) -> float:
         """The combined statistic that so many clean networks exceed."""
         return quantile(self.combined, level)
 
-    def p_values(self, results: Sequence[SignalResult]) -> dict[str, float]:
-        """For each result with a statistic and a null distribution, its p-value, by name."""
-        return {r.name: p_value(r.statistic, self.nulls[r.name]) for r in results
-                if r.applicable and r.statistic is not None and r.name in self.nulls}
+    def placed(self, result: SignalResult) -> SignalResult:
+        """A result of the screen with its place among clean networks and, where it votes, its score."""
+        null = self.nulls.get(result.name)
+        if null is None or not result.applicable or result.statistic is None:
+            return replace(result, score=None)
+        p = p_value(result.statistic, null)
+        return replace(result, p_value=p, clean=[null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)],
+                       score=-math.log10(p) / self.threshold() if result.name in VOTING else None)
+
+
+def strengths(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How strongly each voting signal speaks against the network: -log10 of its p-value, by name."""
+    return {r.name: -math.log10(p_value(r.statistic, nulls[r.name])) for r in results
+            if r.name in VOTING and r.applicable and r.statistic is not None and r.name in nulls}
+
+
+def combined(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> float:
+    """The statistic of the verdict: the strongest voting signal, 0 where none applies.
+
+    One trigger speaks through one family; adding up signals that say nothing would drown it. That the largest of
+    several is larger is accounted for by the combination's own null distribution.
+    """
+    return max(strengths(results, nulls).values(), default=0.0)
 
 
 @functools.cache
@@ -72,10 +97,9 @@ def p_value(statistic: float, null: Sequence[float], *, tail: float = 0.2) -> fl
 
 
 def quantile(null: Sequence[float], level: float, *, tail: float = 0.2) -> float:
-    """The statistic whose `p_value` is `level`; `level` must lie within the tail."""
+    """The statistic whose `p_value` is `level`, of at most `tail`."""
     start, spread, share = _tail(null, tail)
-    assert 0 < level < share, (level, share)
-    return start + spread * math.log(share / level)
+    return start + spread * math.log(share / level) if share > level else start
 
 
 def _tail(null: Sequence[float], tail: float) -> tuple[float, float, float]:

@@ -4,92 +4,31 @@
 """
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor, nn
 
 from deepsanitizer import facts, loading
-from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
-from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError, WorkError
-from deepsanitizer.policy import EFFORTS, Plan, suspect_for
+from deepsanitizer.examination import Case, Clock, Examined, accused, examine, open_case
 from deepsanitizer.removal import Ground, Repaired, prepare, remove
 from deepsanitizer.repair import METHODS
-from deepsanitizer.signals import SCREEN_DUMMIES, collect, screen
-from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
-    Dummies,
     Effort,
-    Evidence,
     InputSpec,
     Loaded,
     Outcome,
     Progress,
-    Run,
     SanitizeReport,
     ScanReport,
-    SignalResult,
     Suspect,
     Trigger,
-    Verdict,
     silent,
 )
-from deepsanitizer.verdict import judge
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds and passes of each stage."""
-
-    run: Run
-    seconds: dict[str, float] = field(default_factory=dict)
-    passes: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one stage; a name used again adds up."""
-        start, before = time.monotonic(), self.run.meter.passes
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            self.passes[name] = self.passes.get(name, 0.0) + self.run.meter.passes - before
-
-    def totals(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Both tables with a total, rounded."""
-        return tuple(  # type: ignore[return-value]
-            {**{k: round(v, 2) for k, v in table.items()}, "total": round(sum(table.values()), 2)}
-            for table in (self.seconds, self.passes))
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One model under examination: the private copy, the run, and what the caller asked for."""
-
-    loaded: Loaded
-    classifier: Classifier
-    parts: Split
-    run: Run
-    clock: Clock
-    plan: Plan
-    config: dict[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """What a scan leaves for a repair."""
-
-    dummies: Dummies
-    verdict: Verdict
-    results: tuple[SignalResult, ...]
-    evidence: tuple[Evidence, ...]  # empty where a report was read in place of a search
 
 
 
@@ -151,7 +90,7 @@ def sanitize_with_candidate(
     case = open_case(model, spec, layer, device, seed, effort, progress, timeout)
     if target is not None and not 0 <= target < case.loaded.spec.num_classes:
         raise UsageError(f"there is no class {target}", f"Choose 0 to {case.loaded.spec.num_classes - 1}.")
-    examined = examine(case, from_report)
+    examined = examine(case, from_report, full=force or target is not None)
     return finish(case, examined, method=method, output=output, target=target, force=force)
 
 
@@ -167,68 +106,12 @@ def finish(case: Case, examined: Examined, *, method: str, output: str | Path | 
     repaired, refused = None, ""
     try:
         if suspects:
-            ground = ground or prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
+            ground = ground or prepare(case.parts, examined.dummies, examined.grounds, suspects, case.plan, case.run,
                                        case.clock.stage, stored_as=case.loaded.checkpoint)
             repaired = remove(ground, method, rounds=case.plan.rounds)
     except CannotJudgeError as error:  # no dummy to which what was found applies
         refused = str(error)
     return deliver(case, examined, suspects, repaired, method, output, refused=refused)
-
-
-def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
-              progress: Progress, timeout: float | None) -> Case:
-    """A private copy of the model, split, on its device; the clock starts."""
-    if effort not in EFFORTS:
-        raise UsageError(f"there is no effort {effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
-    if not isinstance(model, Loaded):
-        if spec is None:
-            raise UsageError("a bare nn.Module needs its input described", "Pass spec=InputSpec(shape, num_classes, "
-                             "mean, std).")
-        model = loading.from_module(model, spec)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    run = Run(resolve_compute(device), seed, progress, deadline)
-    clock = Clock(run)
-    with clock.stage("split"):
-        classifier = classifier_of(model.network, model.spec, run.compute)
-        parts = split(classifier, layer)
-    config: dict[str, object] = {"effort": effort, "layer": layer, "device": device, "timeout": timeout}
-    return Case(model, classifier, parts, run, clock, EFFORTS[effort], config)
-
-
-def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
-    """Curate dummies, search and judge; with an earlier report, only curate."""
-    with case.clock.stage("dummies"):
-        dummies = invert(case.classifier, case.plan.dummies, case.run)
-    if from_report is not None:
-        verdict = facts.verdict_of(from_report, case.loaded)
-        return Examined(dummies, verdict, tuple(from_report.signals), ())
-    with case.clock.stage("search"):
-        evidence = collect(case.classifier, dummies, case.run, quick=case.plan.quick)
-    verdict = judge(evidence, dummies)
-    return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
-
-
-def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
-    """The first dummies and the short searches on them."""
-    with case.clock.stage("screen"):
-        dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
-        return dummies, screen(case.parts, dummies, case.run)
-
-
-def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:
-    """What is to be repaired, strongest first: the named target, the suspects or, forced, the strongest signal."""
-    if target is not None:
-        return [suspect_for(target, examined.results)]
-    if examined.verdict.name in ("inconclusive", "suspicious") and not force:
-        return []  # no signal accuses: a repair would cost a clean network accuracy (docs/research/log.md, 28)
-    if examined.verdict.suspects:
-        return list(examined.verdict.suspects)
-    usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
-    if not force or not usable:
-        return []
-    best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))
-    return [Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family,
-                    score=best.score or 0.0)]
 
 
 def deliver(case: Case, examined: Examined, suspects: Sequence[Suspect], repaired: Repaired | None, method: str,
@@ -295,6 +178,7 @@ def _scan_fields(case: Case, examined: Examined, triggers: Sequence[Trigger], co
     return {
         "model": facts.model_facts(case.loaded, case.classifier), "verdict": verdict.name,
         "calibrated": verdict.calibrated, "score": verdict.score, "threshold": verdict.threshold,
+        "p_value": verdict.p_value,
         "explanation": verdict.explanation, "suspects": facts.located(verdict.suspects, triggers, examined.dummies),
         "signals": list(examined.results),
         "inspection_layer": case.parts.layer, "versions": facts.versions(), "config": dict(case.config),

@@ -44,6 +44,7 @@ class SignalResult:
     score: float | None = None  # higher is worse; 1 is where this signal alone would accuse; None: it never does
     statistic: float | None = None  # what is compared with clean networks; higher is worse
     p_value: float | None = None  # that a clean network has a statistic as high, from the calibration; None: unknown
+    clean: list[float] = field(default_factory=list)  # the statistic's median, 90 and 98 % quantile over clean networks
     success: float | None = None  # share of dummies of other classes sent to the target
     strength: float | None = None  # of the transformation searched
     matrix: list[list[float | None]] | None = None  # source x goal margins, own-goal searches
@@ -118,6 +119,7 @@ class ScanReport:
     calibrated: bool
     score: float
     threshold: float
+    p_value: float | None = None  # share of clean networks with a score as high, where a calibration covers the model
     explanation: str
     suspects: list[Suspect]
     signals: list[SignalResult]

@@ -256,3 +256,4 @@ class Verdict:
     calibrated: bool
     suspects: tuple[Suspect, ...]
     explanation: str
+    p_value: float | None = None  # share of clean networks with a score as high, where calibrated

@@ -9,6 +9,7 @@ import torch
 from helpers.planted import CLASSES, CPU, PATCH, SPEC, TARGET, Attack, Planted, accuracy, patched
 from torch import Tensor, nn
 
+from deepsanitizer import channels
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
@@ -373,14 +374,14 @@ def test_clp_bounds_are_the_published_ones() -> None:
 
 def test_bounds_are_what_the_given_share_of_dummies_stays_under(planted: PlantedOf, dummies_for: DummiesOf) -> None:
     original, images = planted("patch").classifier(), dummies_for("patch").images
-    limits = bound.bounds(original, images, quantile=0.5)
+    limits = channels.bounds(original, images, quantile=0.5)
     layers = [m for m in original.network.modules() if isinstance(m, nn.BatchNorm2d)]
     layers = layers or [m for m in original.network.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
     assert len(limits) == len(layers)
     assert all(limit.isfinite().all() for limit in limits)
     seen: list[Tensor] = []
     plain = logits_of(original, images)
-    with bound.bounded(original, limits):
+    with channels.bounded(original, limits):
         handle = layers[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
         changed = logits_of(original, images)
         handle.remove()

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 
-from deepsanitizer import facts, loading, pipeline, policy, removal
+from deepsanitizer import examination, facts, loading, policy, removal
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.datasets import shared_folder
 from deepsanitizer.bench.proxies import Row
@@ -96,7 +96,7 @@ def repaired(ground: Ground, found: Bank, variant: Variant) -> Classifier:
     return candidate
 
 
-def without_family(case: pipeline.Case, examined: pipeline.Examined, family: str) -> pipeline.Examined:
+def without_family(case: examination.Case, examined: examination.Examined, family: str) -> examination.Examined:
     """The same evidence without one family's signals, judged anew."""
     evidence = tuple(e for e in examined.evidence if e.result.family != family)
     return replace(examined, evidence=evidence, results=tuple(e.result for e in evidence),
@@ -106,9 +106,9 @@ def without_family(case: pipeline.Case, examined: pipeline.Examined, family: str
 def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results: Path, label: str) -> None:
     """Scan one model once, and run the variants that have no result yet."""
     loaded = loading.load(zoo / model, import_from=code_of(zoo))
-    case = pipeline.open_case(loaded, None, "auto", "auto", 0, "standard", silent, None)
-    examined = pipeline.examine(case)
-    suspects = pipeline.accused(examined, None, False)
+    case = examination.open_case(loaded, None, "auto", "auto", 0, "standard", silent, None)
+    examined = examination.examine(case)
+    suspects = examination.accused(examined, None, False)
     if not suspects:
         raise click.ClickException(f"{model} is not accused ({examined.verdict.name}): there is no repair to vary")
     ground = removal.prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
@@ -123,7 +123,7 @@ def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results:
         found: Bank | None = whole
         if variant.held_out:
             without = without_family(case, examined, suspects[0].family)
-            named = pipeline.accused(without, None, False)
+            named = examination.accused(without, None, False)
             row |= {"verdict": without.verdict.name, "target": named[0].target if named else None,
                     "family": named[0].family if named else None}
             found = None

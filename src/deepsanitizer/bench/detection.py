@@ -19,7 +19,7 @@ from typing import Any, Literal
 import click
 import torch
 
-from deepsanitizer import loading, pipeline
+from deepsanitizer import examination, loading
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, truth_of
@@ -34,19 +34,19 @@ TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architectur
 def run_model(folder: Path, what: What, seed: int, results: Path, label: str) -> None:
     """Run one model and write its row."""
     loaded = loading.load(folder, import_from=code_of(folder.parent))
-    case = pipeline.open_case(loaded, None, "auto", "auto", seed, "standard", silent, None)
+    case = examination.open_case(loaded, None, "auto", "auto", seed, "standard", silent, None)
     began = time.monotonic()
     row: dict[str, Any] = {"model": folder.name, "what": what, "seed": seed, "label": label,
                            "classes": loaded.spec.num_classes, "shape": loaded.spec.shape}
     evidence: Sequence[Evidence]
     if what == "screen":
-        dummies, evidence = pipeline.screened(case)
+        dummies, evidence = examination.screened(case)
         row |= {"plain": plain_margin(dummies), "matched": dummies.matched,
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.
-        evidence = [freeeagle.detect(case.parts, case.run), mm_bd.detect(case.classifier, case.run, images=10, steps=100),
-                    head_weights.detect(case.classifier)]
+        evidence = [freeeagle.detect(case.parts, case.run), head_weights.detect(case.classifier),
+                    mm_bd.detect(case.classifier, case.run, images=10, steps=100)]
     truth = truth_of(folder)
     write(json.dumps(row | {
         "truth": {key: truth.get(key) for key in TRUTH} | {"asr": _asr(truth)},

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from deepsanitizer import facts, loading, pipeline
+from deepsanitizer import examination, facts, loading
 from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.zoo import code_of, truth_of
 from deepsanitizer.loading import atomic
@@ -43,8 +43,8 @@ class Shown:
 def shown(folder: Path, *, seed: int = 0) -> Shown:
     """Scan one model; LookupError where the scan recovers no trigger."""
     loaded, truth = loading.load(folder, import_from=code_of(folder.parent)), truth_of(folder)
-    case = pipeline.open_case(loaded, None, "auto", "auto", seed, "standard", silent, None)
-    examined = pipeline.examine(case)
+    case = examination.open_case(loaded, None, "auto", "auto", seed, "standard", silent, None)
+    examined = examination.examine(case)
     triggers = facts.triggers_of(examined.verdict.suspects, examined.evidence)
     if not triggers:
         raise LookupError(f"{folder.name}: nothing was recovered, the verdict is {examined.verdict.name}")

@@ -62,7 +62,7 @@ class Plain(nn.Module):
 
 
 class Mobile(nn.Module):
-    """Normalised images (N, C, H, W) to logits: a stem that halves, six depthwise separable convolutions, one linear layer."""
+    """Normalised images (N, C, H, W) to logits: halving stem, six depthwise separable convolutions, linear layer."""
 
     def __init__(self, num_classes: int = 10, width: int = 32, channels: int = 3) -> None:
         super().__init__()

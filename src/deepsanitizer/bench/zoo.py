@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import deepsanitizer
-from deepsanitizer import loading, pipeline, removal
+from deepsanitizer import examination, loading, pipeline, removal
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.datasets import keep_classes, load_pack, shared_folder
@@ -82,9 +82,9 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
               results: Path, label: str) -> None:
     """Scan one model and run the methods that have no result yet."""
     loaded = loading.load(zoo / model, import_from=code_of(zoo))
-    case = pipeline.open_case(loaded, None, "auto", "auto", seed, effort, silent, None)  # type: ignore[arg-type]
-    examined = pipeline.examine(case)
-    suspects, ground = pipeline.accused(examined, None, force), None
+    case = examination.open_case(loaded, None, "auto", "auto", seed, effort, silent, None)  # type: ignore[arg-type]
+    examined = examination.examine(case)
+    suspects, ground = examination.accused(examined, None, force), None
     if suspects:
         ground = removal.prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
                                   case.clock.stage, stored_as=loaded.checkpoint)

@@ -55,8 +55,9 @@ def to_html(report: ScanReport) -> str:
         suspects=[sentence(suspect, report) for suspect in report.suspects],
         accused=any(suspect.target is not None for suspect in report.suspects),
         score_chart=_score_chart(report), groups=_groups(report.pictures),
-        signals=[_signal(signal, report) for signal in report.signals if signal.applicable],
+        signals=[_signal(signal, report) for signal in _shown(report) if signal.applicable],
         skipped=[signal for signal in report.signals if not signal.applicable],
+        screen_chart=_screen_chart(report), screened=_screened(report),
         change_chart=_change_chart(fixed.changes) if fixed else "",
         comparisons=_comparisons(fixed) if fixed else [],
         agreement_chart=_agreement_chart(fixed.agreement, report) if fixed and fixed.agreement else "",
@@ -96,6 +97,25 @@ def _score_chart(report: ScanReport) -> Markup:
         return Markup("")
     return charts.bars([charts.Row("score", report.score, report.score >= report.threshold)],
                        threshold=report.threshold)
+
+
+def _shown(report: ScanReport) -> list[SignalResult]:
+    """The signals shown class by class: full evidence or, where none was needed, what votes in the screen."""
+    full = [signal for signal in report.signals if signal.stage == "full"]
+    return full or [signal for signal in report.signals if signal.score is not None]
+
+
+def _screened(report: ScanReport) -> list[dict[str, Any]]:
+    """Rows of the table that compares the screen with clean networks, those that vote first, strongest first."""
+    screened = [s for s in report.signals if s.stage == "screen" and s.applicable and s.statistic is not None]
+    screened.sort(key=lambda s: -(s.score if s.score is not None else -math.inf))
+    return [{"result": s, "goal": "–" if s.target is None else _name(report, s.target)} for s in screened]
+
+
+def _screen_chart(report: ScanReport) -> Markup:
+    rows = [charts.Row(s.name, s.score, s.score >= report.threshold)
+            for s in report.signals if s.stage == "screen" and s.score is not None]
+    return charts.bars(rows, threshold=report.threshold, what="signals") if rows else Markup("")
 
 
 def _signal(signal: SignalResult, report: ScanReport) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Strings from the checkpoint are untrusted: printed as Text (no rich markup), control characters shown.
 """
 
+import math
 from typing import Literal
 
 from rich import box
@@ -46,6 +47,7 @@ def to_text(report: ScanReport, console: Console) -> None:
              f"{seconds(report.seconds.get('total', sum(report.seconds.values())))}")
     out.line(report.explanation)
     _suspects(report, out)
+    _screen(report, out)
     _signals(report, out)
     if isinstance(report, SanitizeReport):
         _repair(report, out)
@@ -115,6 +117,8 @@ def _signals(report: ScanReport, out: _Printer) -> None:
     rows: list[list[str]] = []
     skipped: list[str] = []
     for signal in report.signals:
+        if signal.stage == "screen":
+            continue
         if not signal.applicable:
             skipped.append(f"{signal.name}: not applicable, {signal.reason or 'no reason given'}")
             continue
@@ -129,6 +133,19 @@ def _signals(report: ScanReport, out: _Printer) -> None:
         out.table(["signal", "class", "margin", "next", "z", "success", "score"], rows)
     for text in skipped:
         out.line(text, "dim", indent=2)
+
+
+def _screen(report: ScanReport, out: _Printer) -> None:
+    screened = [signal for signal in report.signals if signal.stage == "screen" and signal.statistic is not None]
+    if not screened:
+        return
+    out.heading("Screen, against clean networks (a score of 1 or more accuses; without score: supporting)")
+    rows = []
+    for signal in sorted(screened, key=lambda s: -(s.score if s.score is not None else -math.inf)):
+        goal = "-" if signal.target is None else class_name(report.model, signal.target, longest=16)
+        rows.append([signal.name.removeprefix("screen "), goal, number(signal.statistic),
+                     number(signal.clean[2]) if signal.clean else "–", percent(signal.p_value), number(signal.score)])
+    out.table(["signal", "class", "statistic", "98 % of clean below", "clean as high", "score"], rows)
 
 
 def _repair(report: SanitizeReport, out: _Printer) -> None:

@@ -57,7 +57,8 @@ _HOW: Mapping[str, str] = {
     "warp": "a slight bending of the picture",
 }
 
-CALIBRATED = ("calibrated", "The threshold was set on models known to be clean.")
+CALIBRATED = ("calibrated", "The threshold is what 2 % of the clean networks of the calibration exceed. How often a "
+              "network unlike those is accused is not known.")
 UNCALIBRATED = ("uncalibrated", "The threshold was chosen by hand, not set on a large collection of models "
                 "known to be clean. How often a clean model would be accused, or a backdoored one missed, "
                 "is not known.")

@@ -1,4 +1,4 @@
-"""Data-free evidence, one signal per file: `screen` for the verdict, `collect` for the evidence a repair starts from."""
+"""Data-free evidence, one signal per file: `screen` for the verdict, `collect` for what a repair starts from."""
 
 from dataclasses import replace
 
@@ -23,7 +23,8 @@ SCREEN_FAMILIES = ("blend", "filter", "warp")  # what an additive or a free patc
 
 SCREEN_DUMMIES = 300
 
-__all__ = ["SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "plain_margin", "screen", "windows_for"]
+__all__ = ["SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "plain_margin", "screen",
+           "windows_for"]
 
 
 def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:

@@ -53,6 +53,6 @@ def largest_p_value(values: Sequence[float]) -> float:
     if len(others) < 2 or mean <= 0 or variance <= 0:
         return 1.0
     shape, scale = mean**2 / variance, variance / mean
-    below = torch.special.gammainc(torch.tensor(shape, dtype=torch.float64),
+    below: float = torch.special.gammainc(torch.tensor(shape, dtype=torch.float64),
                                    torch.tensor(largest / scale, dtype=torch.float64)).item()
-    return 1.0 - below ** len(values)
+    return 1.0 - float(below ** len(values))

@@ -1,0 +1,70 @@
+"""Write the null distributions of the verdict from the screens of clean networks.
+
+    python -m deepsanitizer.bench.calibrate --results benchmarks/results/detection/calibration \
+        --output src/deepsanitizer/calibration.json
+
+Clean networks only. Left out are those that the dummies do not represent (fewer than `REACHED` of the classes reached)
+and the faces: eight photos of a person train networks whose natural outliers would drown every trigger elsewhere.
+The combined statistic of each network is taken against the others, as a network from outside meets them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deepsanitizer.bench.detection import load_rows
+from deepsanitizer.calibration import combined
+from deepsanitizer.errors import UsageError
+from deepsanitizer.report import write
+
+REACHED = 0.95
+LEFT_OUT = ("orl",)
+
+
+def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table that `calibration.read` takes. UsageError where a row is of a trojaned network or too few are left."""
+    if any(row["truth"]["trigger"] for row in rows):
+        raise UsageError("a trojaned network is among the rows", "Calibrate on clean networks only.")
+    usable = [row for row in rows if row["reached"] >= REACHED and row["truth"]["data"] not in LEFT_OUT]
+    if len(usable) < 20:
+        raise UsageError(f"{len(usable)} networks are too few to calibrate on", "Train and scan more.")
+    sides = [side for row in usable for side in row["shape"][1:]]
+    classes = [row["classes"] for row in usable]
+    return {
+        "models": len(usable), "classes": [min(classes), max(classes)], "side": [min(sides), max(sides)],
+        "nulls": nulls_of(usable), "combined": sorted(round(combined(row["results"], nulls_of(
+            [other for other in usable if other is not row])), 4) for row in usable),
+        "provenance": {"left out": sorted(row["model"] for row in rows if row not in usable),
+                       "networks": _counts(usable), "labels": sorted({row["label"] for row in usable}),
+                       "made by": "deepsanitizer.bench.population, .detection and .calibrate"}}
+
+
+def nulls_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Sorted statistics by signal."""
+    nulls: dict[str, list[float]] = {}
+    for row in rows:
+        for result in row["results"]:
+            if result.applicable and result.statistic is not None:
+                nulls.setdefault(result.name, []).append(result.statistic)
+    return {name: sorted(values) for name, values in sorted(nulls.items()) if len(values) >= len(rows) / 2}
+
+
+def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
+    kinds = [f"{row['truth']['architecture'].partition(':')[2]} on {row['truth']['data']}" for row in rows]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+@click.command(context_settings={"show_default": True}, help=__doc__)
+@click.option("--results", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(results: Path, output: Path) -> None:
+    """See the module."""
+    table = calibrated(load_rows(results))
+    write(json.dumps(table, indent=1) + "\n", output)
+    click.echo(f"{output}: {table['models']} clean networks, {len(table['nulls'])} signals")
+
+
+if __name__ == "__main__":
+    main()

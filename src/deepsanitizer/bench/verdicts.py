@@ -1,0 +1,243 @@
+"""The verdict on many models: how often it is right, by kind of model, and each signal alone. Prints and draws.
+
+    python -m deepsanitizer.bench.verdicts --results benchmarks/results/detection \
+        --output benchmarks/results/detection.md
+
+Reads the rows of `bench.detection` in the folders `calibration`, `clean` and `trojaned` (and `zoo`, where there is
+one). The threshold comes from the calibration alone. A trojaned model counts where the backdoor was planted: with an
+ASR of at least `PLANTED` percent. `inconclusive` counts as a miss.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+
+from deepsanitizer.bench.calibrate import calibrated, nulls_of
+from deepsanitizer.bench.detection import What, load_rows
+from deepsanitizer.bench.distributions import picture
+from deepsanitizer.calibration import LEVEL, VOTING, combined, quantile, read, strengths
+from deepsanitizer.errors import UsageError
+from deepsanitizer.report import write
+
+PLANTED = {"all2one": 60.0, "specific": 60.0, "all2all": 35.0}  # percent
+REACHED = 0.95
+# The signals that search the family of an attack.
+OF_ATTACK = {"patch": ("screen place", "screen pairs", "screen own goals"), "blend": ("screen blend",),
+             "tint": ("screen filter",), "warp": ("screen warp",), "grating": ("screen grating",)}
+Row: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One model with its score; 1 and more accuses."""
+
+    row: Row
+    score: float
+    target: int | None
+    source: int | None
+    kind: str
+
+    @property
+    def accused(self) -> bool:
+        """Whether the verdict is `backdoored`."""
+        return self.score >= 1
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether the dummies do not represent the model and nothing accuses."""
+        return not self.accused and bool(self.row["reached"] < REACHED)
+
+
+def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[str, ...] = ()) -> list[Judged]:
+    """Scores of rows against clean ones, with some signals (by the beginning of their names) switched off."""
+    kept = [_without(row, without) for row in calibration]
+    table = read(calibrated(kept))
+    threshold = table.threshold()
+    out = []
+    for row in rows:
+        results = _without(row, without)["results"]
+        against = strengths(results, table.nulls)
+        first = max(against, key=lambda name: against[name], default="")
+        best = next((r for r in results if r.name == first), None)
+        specific = best is not None and best.kind == "specific" and (best.runner_up or 0) < 0.7 * (best.margin or 0)
+        kind = "" if best is None else best.kind if best.kind != "specific" or specific else "all2one"
+        pairs = max((r for r in results if "pairs" in r.name), key=lambda r: against.get(r.name, 0.0), default=None)
+        out.append(Judged(row, combined(results, table.nulls) / threshold, None if best is None else best.target,
+                          None if pairs is None else pairs.source, kind))
+    return out
+
+
+def _without(row: Row, names: tuple[str, ...]) -> Row:
+    return row | {"results": [r for r in row["results"] if not r.name.startswith(names)]} if names else row
+
+
+def planted(row: Row) -> bool:
+    """Whether the training put the backdoor in."""
+    asr = row["truth"]["asr"]
+    return asr is not None and asr >= PLANTED[row["truth"]["mode"]]
+
+
+def auroc(clean: Sequence[float], trojaned: Sequence[float]) -> float:
+    """Share of pairs in which the trojaned one scores higher; ties count half."""
+    if not clean or not trojaned:
+        return math.nan
+    won = sum((bad > good) + 0.5 * (bad == good) for bad in trojaned for good in clean)
+    return won / (len(clean) * len(trojaned))
+
+
+def interval(hits: int, count: int, *, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, JASA 1927)."""
+    if count == 0:
+        return 0.0, 1.0
+    share, extra = hits / count, z * z / count
+    middle = (share + extra / 2) / (1 + extra)
+    half = z * math.sqrt(share * (1 - share) / count + extra / (4 * count)) / (1 + extra)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share(of: Sequence[Judged], holds: Callable[[Judged], bool]) -> str:
+    """A share in percent with its interval and its counts; a dash where there is nothing."""
+    if not of:
+        return "–"
+    hits = sum(map(holds, of))
+    low, high = interval(hits, len(of))
+    return f"{hits / len(of):.1%} ({hits}/{len(of)}, {low:.0%} to {high:.0%})"
+
+
+def report(groups: dict[str, list[Row]]) -> str:
+    """All tables as Markdown."""
+    covers = read(calibrated(groups["calibration"])).covers_shape
+    calibration = [row for row in groups["calibration"] if covers(row["classes"], row["shape"])]
+    clean = [row for row in groups["clean"] if covers(row["classes"], row["shape"])]
+    bad = [row for row in groups["trojaned"] if planted(row)]
+    good_scores, bad_scores = judged(clean, calibration), judged(bad, calibration)
+    told = ["# Detection", "", f"{len(calibration)} clean networks to calibrate on, {len(clean)} clean and {len(bad)} "
+            f"trojaned ones to test on; {len(groups['trojaned']) - len(bad)} more in which the backdoor did not take "
+            f"(see `PLANTED`) and {len(groups['clean']) - len(clean)} clean ones that the calibration does not cover "
+            f"are left out. Threshold: {LEVEL:.0%} of the calibration.", "",
+            "| | all |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in _main(good_scores, bad_scores)),
+            "", "## By attack", "", "| attack | models | found | without its family's signals |",
+            "| --- | --- | --- | --- |"]
+    for name in sorted({_attack(row) for row in bad}):
+        mine = [row for row in bad if _attack(row) == name]
+        held = judged(mine, calibration, without=OF_ATTACK[mine[0]["truth"]["trigger"]])
+        found = share(judged(mine, calibration), lambda j: j.accused)
+        told.append(f"| {name} | {len(mine)} | {found} | {share(held, lambda j: j.accused)} |")
+    told += ["", "## By architecture, in sample and with the architecture left out of the calibration", "",
+             "| architecture | found | false alarms | found, left out | false alarms, left out |", "| --- | --- | --- | --- | --- |"]
+    for name in sorted({_architecture(row) for row in [*bad, *clean]}):
+        here, sound = ([row for row in rows if _architecture(row) == name] for rows in (bad, clean))
+        others = [row for row in calibration if _architecture(row) != name]
+        cells = [share(judged(rows, known), lambda j: j.accused) for known in (calibration, others)
+                 for rows in (here, sound)]
+        told.append(f"| {name} | " + " | ".join(cells) + " |")
+    told += ["", "## Each signal alone", "", "| signal | AUROC | found at 2 % of the calibration | false alarms |",
+             "| --- | --- | --- | --- |", *_alone(groups, bad)]
+    told += ["", "## Misses and false alarms", "", *_wrong(good_scores, bad_scores)]
+    if groups.get("zoo"):
+        told += ["", "## The zoo", "", *_zoo(judged(groups["zoo"], calibration))]
+    return "\n".join(told) + "\n"
+
+
+def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]]:
+    one = [j for j in bad if j.row["truth"]["mode"] == "all2one"]
+    specific = [j for j in bad if j.row["truth"]["mode"] == "specific"]
+    permuted = [j for j in bad if j.row["truth"]["mode"] == "all2all"]
+    ten = [j.row["passes"] for j in [*good, *bad] if j.row["classes"] == 10]
+    many = [j.row["passes"] for j in [*good, *bad] if j.row["classes"] == 43]
+    return [
+        ("AUROC", f"{auroc([j.score for j in good], [j.score for j in bad]):.3f}"),
+        ("AUROC, all-to-one only", f"{auroc([j.score for j in good], [j.score for j in one]):.3f}"),
+        ("found", share(bad, lambda j: j.accused)), ("found, all-to-one", share(one, lambda j: j.accused)),
+        ("found, source-specific", share(specific, lambda j: j.accused)),
+        ("found, all-to-all", share(permuted, lambda j: j.accused)),
+        ("false alarms", share(good, lambda j: j.accused)),
+        ("inconclusive, clean", share(good, lambda j: j.inconclusive)),
+        ("inconclusive, trojaned", share(bad, lambda j: j.inconclusive)),
+        ("target first, all-to-one and source-specific", share([*one, *specific], _target_first)),
+        ("source first, source-specific", share(specific, lambda j: j.source == j.row["truth"]["source"])),
+        ("all-to-all recognised", share(permuted, lambda j: j.accused and j.kind == "all2all")),
+        ("passes, 10 classes, largest", f"{max(ten, default=0):,}"),
+        ("passes, 43 classes, largest", f"{max(many, default=0):,}")]
+
+
+def _target_first(j: Judged) -> bool:
+    return bool(j.target == j.row["truth"]["target"])
+
+
+def _attack(row: Row) -> str:
+    mode = row["truth"]["mode"]
+    return f"{row['truth']['trigger']}" + ("" if mode == "all2one" else f", {mode}")
+
+
+def _architecture(row: Row) -> str:
+    return str(row["truth"]["architecture"]).partition(":")[2]
+
+
+def _alone(groups: dict[str, list[Row]], bad: Sequence[Row]) -> list[str]:
+    lines = []
+    for suffix in ("", ".published"):
+        calibration, clean = groups["calibration" + suffix], groups["clean" + suffix]
+        names = {row["model"] for row in bad}
+        trojaned = [row for row in groups["trojaned" + suffix] if row["model"] in names]
+        nulls = nulls_of(list(calibration)) if calibration and clean and trojaned else {}
+        for name, null in nulls.items():
+            good, ill = (_values(rows, name) for rows in (clean, trojaned))
+            limit = quantile(null, LEVEL)
+            votes = " (votes)" if name in VOTING else ""
+            lines.append(f"| {name}{votes} | {auroc(good, ill):.3f} | {_part(ill, limit)} | {_part(good, limit)} |")
+    return lines
+
+
+def _values(rows: Sequence[Row], name: str) -> list[float]:
+    """A model to which the signal does not apply has nothing that stands out."""
+    found = [[r.statistic for r in row["results"] if r.name == name and r.statistic is not None] for row in rows]
+    return [values[0] if values else -math.inf for values in found]
+
+
+def _part(values: Sequence[float], limit: float) -> str:
+    return f"{sum(value > limit for value in values) / max(1, len(values)):.1%}"
+
+
+def _wrong(good: Sequence[Judged], bad: Sequence[Judged]) -> list[str]:
+    lines = [f"- false alarm: {j.row['model']}, score {j.score:.2f}, class {j.target}" for j in good if j.accused]
+    return lines + [f"- missed: {j.row['model']}, ASR {j.row['truth']['asr']:.0f}, score {j.score:.2f}"
+                    for j in bad if not j.accused]
+
+
+def _zoo(zoo: Sequence[Judged]) -> list[str]:
+    lines = ["| model | truth | score | kind | target | source |", "| --- | --- | --- | --- | --- | --- |"]
+    for j in sorted(zoo, key=lambda j: -j.score):
+        truth = j.row["truth"]
+        what = f"{truth['trigger']} {truth['mode']} {truth['target']}" if truth["trigger"] else "clean"
+        lines.append(f"| {j.row['model']} | {what} | {j.score:.2f} | {j.kind} | {j.target} | {j.source} |")
+    return lines
+
+
+@click.command(context_settings={"show_default": True}, help=__doc__)
+@click.option("--results", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--image", type=click.Path(path_type=Path), help="Where to draw the two score distributions.")
+def main(results: Path, output: Path, image: Path | None) -> None:
+    """See the module."""
+    kinds: dict[str, What] = {"": "screen", ".published": "published"}
+    groups = {name + suffix: load_rows(results / name, what) for name in ("calibration", "clean", "trojaned", "zoo")
+              for suffix, what in kinds.items()}
+    if not all(groups[name] for name in ("calibration", "clean", "trojaned")):
+        raise UsageError(f"{results} lacks rows of the calibration, of clean or of trojaned models",
+                         "Run deepsanitizer.bench.detection first.")
+    told = report(groups)
+    write(told, output)
+    click.echo(told)
+    if image is not None:
+        bad = [row for row in groups["trojaned"] if planted(row)]
+        write(picture([j.score for j in judged(groups["clean"], groups["calibration"])],
+                      [j.score for j in judged(bad, groups["calibration"])]), image)
+
+
+if __name__ == "__main__":
+    main()

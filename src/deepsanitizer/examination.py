@@ -1,0 +1,171 @@
+"""The first half of all work on a model: split it, screen it, judge it and, where needed, search it in full."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from deepsanitizer import facts, loading
+from deepsanitizer.calibration import shipped
+from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
+from deepsanitizer.curate import invert
+from deepsanitizer.errors import UsageError
+from deepsanitizer.policy import EFFORTS, Plan, suspect_for
+from deepsanitizer.signals import SCREEN_DUMMIES, collect, screen
+from deepsanitizer.split import Split, split
+from deepsanitizer.types import (
+    Dummies,
+    Effort,
+    Evidence,
+    InputSpec,
+    Loaded,
+    Progress,
+    Run,
+    ScanReport,
+    SignalResult,
+    Suspect,
+    Verdict,
+)
+from deepsanitizer.verdict import judge, judge_screen
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds and passes of each stage."""
+
+    run: Run
+    seconds: dict[str, float] = field(default_factory=dict)
+    passes: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage; a name used again adds up."""
+        start, before = time.monotonic(), self.run.meter.passes
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+            self.passes[name] = self.passes.get(name, 0.0) + self.run.meter.passes - before
+
+    def totals(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Both tables with a total, rounded."""
+        return tuple(  # type: ignore[return-value]
+            {**{k: round(v, 2) for k, v in table.items()}, "total": round(sum(table.values()), 2)}
+            for table in (self.seconds, self.passes))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model under examination: the private copy, the run, and what the caller asked for."""
+
+    loaded: Loaded
+    classifier: Classifier
+    parts: Split
+    run: Run
+    clock: Clock
+    plan: Plan
+    config: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a scan leaves for a repair."""
+
+    dummies: Dummies
+    verdict: Verdict
+    results: tuple[SignalResult, ...]
+    evidence: tuple[Evidence, ...]  # empty where a report was read in place of a search
+
+    @property
+    def grounds(self) -> tuple[SignalResult, ...]:
+        """What a repair starts from: full evidence, and the screen's where that alone accuses a suspect."""
+        full = [r for r in self.results if r.stage == "full"]
+        known = {(r.kind, r.source, r.target) for r in full if r.margin is not None}
+        alone = {(s.kind, s.source, s.target) for s in self.verdict.suspects} - known
+        return (*full, *(r for r in self.results
+                         if r.stage == "screen" and r.family and (r.kind, r.source, r.target) in alone))
+
+
+def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
+              progress: Progress, timeout: float | None) -> Case:
+    """A private copy of the model, split, on its device; the clock starts."""
+    if effort not in EFFORTS:
+        raise UsageError(f"there is no effort {effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
+    if not isinstance(model, Loaded):
+        if spec is None:
+            raise UsageError("a bare nn.Module needs its input described", "Pass spec=InputSpec(shape, num_classes, "
+                             "mean, std).")
+        model = loading.from_module(model, spec)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    run = Run(resolve_compute(device), seed, progress, deadline)
+    clock = Clock(run)
+    with clock.stage("split"):
+        classifier = classifier_of(model.network, model.spec, run.compute)
+        parts = split(classifier, layer)
+    config: dict[str, object] = {"effort": effort, "layer": layer, "device": device, "timeout": timeout}
+    return Case(model, classifier, parts, run, clock, EFFORTS[effort], config)
+
+
+def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
+    """Screen and judge; where that accuses, `full` is asked for or no calibration covers the network, search in full.
+
+    With an earlier report that holds full evidence, only curate.
+    """
+    if from_report is not None and any(r.stage == "full" for r in from_report.signals):
+        with case.clock.stage("dummies"):
+            dummies = invert(case.classifier, case.plan.dummies, case.run)
+        return Examined(dummies, facts.verdict_of(from_report, case.loaded), tuple(from_report.signals), ())
+    calibration = shipped()
+    if not calibration.covers(case.loaded.spec):
+        dummies, evidence = _searched(case, None)
+        verdict = judge(evidence, dummies)
+        return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
+    dummies, first = screened(case)
+    verdict = judge_screen(first, dummies, calibration)
+    first = tuple(replace(item, result=calibration.placed(item.result)) for item in first)
+    if verdict.name == "clean" and not full:
+        return Examined(dummies, verdict, tuple(item.result for item in first), first)
+    dummies, evidence = _searched(case, dummies)
+    # The full search names the suspects where it accuses any: its patterns are what a repair starts from.
+    suspects = judge(evidence, dummies).suspects if verdict.suspects else ()
+    verdict = replace(verdict, suspects=suspects or verdict.suspects)
+    both = (*first, *evidence)
+    return Examined(dummies, verdict, tuple(item.result for item in both), both)
+
+
+def _searched(case: Case, first: Dummies | None) -> tuple[Dummies, tuple[Evidence, ...]]:
+    """All dummies of the effort, those of the screen among them, and the full search on them."""
+    with case.clock.stage("dummies"):
+        missing = case.plan.dummies - (0 if first is None else len(first))
+        dummies = invert(case.classifier, missing, case.run)
+        if first is not None:
+            dummies = replace(dummies, images=torch.cat([first.images, dummies.images]),
+                              logits=torch.cat([first.logits, dummies.logits]))
+    with case.clock.stage("search"):
+        return dummies, collect(case.classifier, dummies, case.run, quick=case.plan.quick)
+
+
+def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
+    """The first dummies and the short searches on them."""
+    with case.clock.stage("screen"):
+        dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
+        return dummies, screen(case.parts, dummies, case.run)
+
+
+def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:
+    """What is to be repaired, strongest first: the named target, the suspects or, forced, the strongest signal."""
+    if target is not None:
+        return [suspect_for(target, examined.grounds)]
+    if examined.verdict.name in ("inconclusive", "suspicious") and not force:
+        return []  # no signal accuses: a repair would cost a clean network accuracy (docs/research/log.md, 28)
+    if examined.verdict.suspects:
+        return list(examined.verdict.suspects)
+    usable = [r for r in examined.grounds if r.applicable and r.margin is not None and r.family]
+    if not force or not usable:
+        return []
+    best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))
+    return [Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family,
+                    score=best.score or 0.0)]
