@@ -82,7 +82,7 @@ def read(table: Mapping[str, Any]) -> Calibration:
                        tuple(table["combined"]), tuple(table["classes"]), tuple(table["side"]), table["provenance"])
 
 
-def p_value(statistic: float, null: Sequence[float], *, tail: float = 0.2) -> float:
+def p_value(statistic: float, null: Sequence[float], *, tail: float = 0.1) -> float:
     """Share of clean networks with a statistic as high; `null` is sorted.
 
     The upper `tail` of the null is taken for exponential, so that p-values go on falling beyond the largest value seen
@@ -96,7 +96,7 @@ def p_value(statistic: float, null: Sequence[float], *, tail: float = 0.2) -> fl
     return (1 + above) / (count + 1)
 
 
-def quantile(null: Sequence[float], level: float, *, tail: float = 0.2) -> float:
+def quantile(null: Sequence[float], level: float, *, tail: float = 0.1) -> float:
     """The statistic whose `p_value` is `level`, of at most `tail`."""
     start, spread, share = _tail(null, tail)
     return start + spread * math.log(share / level) if share > level else start

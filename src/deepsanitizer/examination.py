@@ -1,18 +1,17 @@
-"""The first half of all work on a model: split it, screen it, judge it and, where needed, search it in full."""
+"""The first half of all work on a model: split it, search it, in full or shortly, and judge it."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import nn
 
 from deepsanitizer import facts, loading
 from deepsanitizer.calibration import shipped
 from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
-from deepsanitizer.errors import UsageError
+from deepsanitizer.errors import CannotJudgeError, UsageError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
 from deepsanitizer.signals import SCREEN_DUMMIES, collect, screen
 from deepsanitizer.split import Split, split
@@ -79,15 +78,6 @@ class Examined:
     results: tuple[SignalResult, ...]
     evidence: tuple[Evidence, ...]  # empty where a report was read in place of a search
 
-    @property
-    def grounds(self) -> tuple[SignalResult, ...]:
-        """What a repair starts from: full evidence, and the screen's where that alone accuses a suspect."""
-        full = [r for r in self.results if r.stage == "full"]
-        known = {(r.kind, r.source, r.target) for r in full if r.margin is not None}
-        alone = {(s.kind, s.source, s.target) for s in self.verdict.suspects} - known
-        return (*full, *(r for r in self.results
-                         if r.stage == "screen" and r.family and (r.kind, r.source, r.target) in alone))
-
 
 def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, device: str, seed: int, effort: Effort,
               progress: Progress, timeout: float | None) -> Case:
@@ -109,43 +99,30 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
     return Case(model, classifier, parts, run, clock, EFFORTS[effort], config)
 
 
-def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
-    """Screen and judge; where that accuses, `full` is asked for or no calibration covers the network, search in full.
+def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
+    """Curate dummies, search and judge; with an earlier report that holds full evidence, only curate."""
+    earlier = None if from_report is None else facts.verdict_of(from_report, case.loaded)
+    with case.clock.stage("dummies"):
+        dummies = invert(case.classifier, case.plan.dummies, case.run)
+    if earlier is not None and from_report is not None and any(r.stage == "full" for r in from_report.signals):
+        return Examined(dummies, earlier, tuple(from_report.signals), ())
+    with case.clock.stage("search"):
+        evidence = collect(case.classifier, dummies, case.run, quick=case.plan.quick)
+    verdict = judge(evidence, dummies)
+    return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 
-    With an earlier report that holds full evidence, only curate.
-    """
-    if from_report is not None and any(r.stage == "full" for r in from_report.signals):
-        with case.clock.stage("dummies"):
-            dummies = invert(case.classifier, case.plan.dummies, case.run)
-        return Examined(dummies, facts.verdict_of(from_report, case.loaded), tuple(from_report.signals), ())
+
+def examine_shortly(case: Case) -> Examined:
+    """The screen and its calibrated verdict. CannotJudgeError where the calibration does not cover the network."""
     calibration = shipped()
     if not calibration.covers(case.loaded.spec):
-        dummies, evidence = _searched(case, None)
-        verdict = judge(evidence, dummies)
-        return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
-    dummies, first = screened(case)
-    verdict = judge_screen(first, dummies, calibration)
-    first = tuple(replace(item, result=calibration.placed(item.result)) for item in first)
-    if verdict.name == "clean" and not full:
-        return Examined(dummies, verdict, tuple(item.result for item in first), first)
-    dummies, evidence = _searched(case, dummies)
-    # The full search names the suspects where it accuses any: its patterns are what a repair starts from.
-    suspects = judge(evidence, dummies).suspects if verdict.suspects else ()
-    verdict = replace(verdict, suspects=suspects or verdict.suspects)
-    both = (*first, *evidence)
-    return Examined(dummies, verdict, tuple(item.result for item in both), both)
-
-
-def _searched(case: Case, first: Dummies | None) -> tuple[Dummies, tuple[Evidence, ...]]:
-    """All dummies of the effort, those of the screen among them, and the full search on them."""
-    with case.clock.stage("dummies"):
-        missing = case.plan.dummies - (0 if first is None else len(first))
-        dummies = invert(case.classifier, missing, case.run)
-        if first is not None:
-            dummies = replace(dummies, images=torch.cat([first.images, dummies.images]),
-                              logits=torch.cat([first.logits, dummies.logits]))
-    with case.clock.stage("search"):
-        return dummies, collect(case.classifier, dummies, case.run, quick=case.plan.quick)
+        raise CannotJudgeError(
+            f"the screen is calibrated on {calibration.classes[0]} to {calibration.classes[1]} classes and images of "
+            f"{calibration.side[0]} to {calibration.side[1]} pixels only", "Scan in full, without --screen.")
+    dummies, evidence = screened(case)
+    evidence = tuple(replace(item, result=calibration.placed(item.result)) for item in evidence)
+    return Examined(dummies, judge_screen(evidence, dummies, calibration), tuple(item.result for item in evidence),
+                    evidence)
 
 
 def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
@@ -158,12 +135,12 @@ def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
 def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:
     """What is to be repaired, strongest first: the named target, the suspects or, forced, the strongest signal."""
     if target is not None:
-        return [suspect_for(target, examined.grounds)]
+        return [suspect_for(target, examined.results)]
     if examined.verdict.name in ("inconclusive", "suspicious") and not force:
         return []  # no signal accuses: a repair would cost a clean network accuracy (docs/research/log.md, 28)
     if examined.verdict.suspects:
         return list(examined.verdict.suspects)
-    usable = [r for r in examined.grounds if r.applicable and r.margin is not None and r.family]
+    usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
     if not force or not usable:
         return []
     best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))

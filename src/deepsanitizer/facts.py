@@ -79,6 +79,8 @@ def command_line(command: str, loaded: Loaded, config: Mapping[str, object], see
     for name in ("method", "effort", "layer", "device", "target", "timeout"):
         if config.get(name) is not None:
             words += [f"--{name}", str(config[name])]
+    if config.get("screen"):
+        words.append("--screen")
     if config.get("force"):
         words.append("--force")
     told = " ".join(shlex.quote(word) for word in [*words, "--seed", str(seed)])

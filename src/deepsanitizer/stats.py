@@ -24,7 +24,9 @@ def lead_over(margin: float, runner_up: float) -> float:
 
 
 def separation(margin: float, runner_up: float, unit: float) -> float:
-    """What is compared with clean networks: a margin's distance from its runner-up, in units; at most zero where the
-    margin itself is below zero, which no success stands behind.
+    """What is compared with clean networks: how many times the runner-up's reach, and a unit, a margin leads it by.
+
+    At most zero where the margin itself is below zero: no success stands behind it. Divided by the unit alone, natural
+    patterns of networks with small plain margins drown every trigger (docs/research/log.md, 35).
     """
-    return (margin - runner_up) / unit if margin > 0 else min(0.0, margin / unit)
+    return (margin - runner_up) / (max(runner_up, 0.0) + unit) if margin > 0 else min(0.0, margin / unit)

@@ -34,10 +34,13 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,
                        f"The curated dummies reach {reached:.0%} of the classes only: they do not represent the "
                        "network well enough for a verdict.", p)
+    known = reached >= least_classes
+    if not known:
+        rate += f"; but the dummies reach {reached:.0%} of the classes only, as in none of those"
     if score >= THRESHOLD:
         what = ("One small patch sends each class to a goal of its own" if suspects and suspects[0].kind == "all2all"
                 else "A small universal change of the image reaches one goal far more easily than any other")
-        return Verdict("backdoored", score, THRESHOLD, True, suspects, f"{what}; {rate}.", p)
+        return Verdict("backdoored", score, THRESHOLD, known, suspects, f"{what}; {rate}.", p)
     if score >= suspicious_from:
         return Verdict("suspicious", score, THRESHOLD, True, suspects,
                        f"One goal is easier to reach than others, but not clearly so; {rate}.", p)

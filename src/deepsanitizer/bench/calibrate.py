@@ -3,8 +3,9 @@
     python -m deepsanitizer.bench.calibrate --results benchmarks/results/detection/calibration \
         --output src/deepsanitizer/calibration.json
 
-Clean networks only. Left out are those that the dummies do not represent (fewer than `REACHED` of the classes reached)
-and the faces: eight photos of a person train networks whose natural outliers would drown every trigger elsewhere.
+Clean networks only. Left out are those that the dummies do not represent (fewer than `REACHED` of the classes reached),
+the faces (eight photos of a person train networks whose natural outliers would drown every trigger elsewhere), and
+networks of fewer than `LEAST_CLASSES`, which have too few rivals to tell a natural favourite from a target.
 The combined statistic of each network is taken against the others, as a network from outside meets them.
 """
 
@@ -21,13 +22,15 @@ from deepsanitizer.report import write
 
 REACHED = 0.95
 LEFT_OUT = ("orl",)
+LEAST_CLASSES = 8
 
 
 def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The table that `calibration.read` takes. UsageError where a row is of a trojaned network or too few are left."""
     if any(row["truth"]["trigger"] for row in rows):
         raise UsageError("a trojaned network is among the rows", "Calibrate on clean networks only.")
-    usable = [row for row in rows if row["reached"] >= REACHED and row["truth"]["data"] not in LEFT_OUT]
+    usable = [row for row in rows if row["reached"] >= REACHED and row["truth"]["data"] not in LEFT_OUT
+              and row["classes"] >= LEAST_CLASSES]
     if len(usable) < 20:
         raise UsageError(f"{len(usable)} networks are too few to calibrate on", "Train and scan more.")
     sides = [side for row in usable for side in row["shape"][1:]]

@@ -128,7 +128,8 @@ def report(groups: dict[str, list[Row]]) -> str:
         found = share(judged(mine, calibration), lambda j: j.accused)
         told.append(f"| {name} | {len(mine)} | {found} | {share(held, lambda j: j.accused)} |")
     told += ["", "## By architecture, in sample and with the architecture left out of the calibration", "",
-             "| architecture | found | false alarms | found, left out | false alarms, left out |", "| --- | --- | --- | --- | --- |"]
+             "| architecture | found | false alarms | found, left out | false alarms, left out |",
+             "| --- | --- | --- | --- | --- |"]
     for name in sorted({_architecture(row) for row in [*bad, *clean]}):
         here, sound = ([row for row in rows if _architecture(row) == name] for rows in (bad, clean))
         others = [row for row in calibration if _architecture(row) != name]
