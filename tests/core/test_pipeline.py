@@ -17,7 +17,7 @@ from helpers.models import contents
 from helpers.planted import SPEC, TARGET, Attack, Planted, accuracy, plant, shared_folder
 from torch import Tensor
 
-from deepsanitizer import loading, pipeline, policy, removal, signals, types, verify
+from deepsanitizer import examination, loading, pipeline, policy, removal, signals, types, verify
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, ExitCode, UsageError
 from deepsanitizer.repair import closed_form, tune
@@ -58,7 +58,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(policy.EFFORTS, "fast", dataclasses.replace(policy.EFFORTS["fast"], dummies=60, fresh=40,
                                                                      rounds=1))
     monkeypatch.setattr(signals, "windows_for", lambda shape: [(5, 4)])
-    monkeypatch.setattr(pipeline, "collect", partial(signals.collect, families=("add",)))
+    monkeypatch.setattr(examination, "collect", partial(signals.collect, families=("add",)))
 
 
 def another(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Planted:
@@ -161,7 +161,7 @@ def test_the_report_survives_json(repaired: Any) -> None:
 
 def test_an_earlier_report_takes_the_place_of_the_search(repaired: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, _, report, _ = repaired
-    monkeypatch.setattr(pipeline, "collect", None)  # would fail if it were called
+    monkeypatch.setattr(examination, "collect", None)  # would fail if it were called
     earlier = from_json(to_json(report))
     network, again = pipeline.sanitize(loaded, from_report=earlier, device="cpu")
     assert (again.verdict, again.score, again.explanation) == (report.verdict, report.score, report.explanation)
@@ -196,8 +196,8 @@ def test_a_clean_network_is_found_clean_and_copied_byte_for_byte(planted: Plante
 def test_what_was_found_clean_is_repaired_when_asked(options: dict[str, Any], planted: PlantedOf,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     model = planted("none")
-    monkeypatch.setattr(pipeline, "judge", lambda *_: Verdict("clean", 0.1, 1.0, False, (), "Made up: so little work "
-                                                              "may raise a false alarm."))
+    monkeypatch.setattr(examination, "judge", lambda *_: Verdict("clean", 0.1, 1.0, False, (), "Made up: so little "
+                                                                 "work may raise a false alarm."))
     network, report = pipeline.sanitize(model.network, spec=SPEC, effort="fast", device="cpu", **options)
     assert report.outcome in ("accepted", "rolled_back")
     assert report.accepted == (report.outcome == "accepted")
@@ -216,7 +216,7 @@ def test_what_was_found_clean_is_repaired_when_asked(options: dict[str, Any], pl
 def test_what_is_only_suspicious_is_repaired_when_forced_alone(force: bool, planted: PlantedOf, tmp_path: Path,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     suspect = types.Suspect(kind="all2one", source=None, target=3, family="add", score=0.9)
-    monkeypatch.setattr(pipeline, "judge", lambda *_: Verdict("suspicious", 0.9, 1.0, False, (suspect,), "Made up."))
+    monkeypatch.setattr(examination, "judge", lambda *_: Verdict("suspicious", 0.9, 1.0, False, (suspect,), "Made up."))
     loaded = write_folder(planted("none"), tmp_path / "model")
     network, report = pipeline.sanitize(loaded, output=tmp_path / "out", effort="fast", device="cpu", force=force)
     if force:

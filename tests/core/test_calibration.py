@@ -1,0 +1,128 @@
+"""P-values, the screen's verdict from made-up evidence, and the calibration that is shipped."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepsanitizer.bench.calibrate import calibrated
+from deepsanitizer.bench.verdicts import auroc, interval, judged, planted
+from deepsanitizer.calibration import LEVEL, VOTING, Calibration, combined, p_value, quantile, shipped, strengths
+from deepsanitizer.errors import UsageError
+from deepsanitizer.stats import separation
+from deepsanitizer.types import Dummies, Evidence, InputSpec, SignalResult, Trigger
+from deepsanitizer.verdict import judge_screen
+
+NULL = tuple(k / 100 for k in range(100))
+TABLE = Calibration(100, dict.fromkeys(VOTING, NULL), NULL, (8, 43), (32, 32), {})
+
+
+def result(statistic: float | None, name: str = VOTING[0], **fields: object) -> SignalResult:
+    given = {"applicable": True, "target": 3, "family": "blend", "margin": 9.0, "runner_up": 1.0} | fields
+    return SignalResult(name=name, statistic=statistic, stage="screen", **given)  # type: ignore[arg-type]
+
+
+def dummies(reached: int = 10) -> Dummies:
+    return Dummies(torch.zeros(40, 3, 8, 8), 5 * torch.eye(10)[torch.arange(40) % reached], "made up")
+
+
+def evidence(found: SignalResult) -> Evidence:
+    return Evidence(found, (Trigger("blend", {}, 0.1, found.target, found.source, 5.0),))
+
+
+@given(st.floats(-5, 50), st.floats(0, 5))
+def test_a_higher_statistic_never_has_a_higher_p_value(statistic: float, more: float) -> None:
+    low, high = p_value(statistic, NULL), p_value(statistic + more, NULL)
+    assert 0 < high <= 1
+    assert high <= low + 0.02  # where counting ends and the fitted tail begins there is a step
+
+
+@given(st.floats(0.001, 0.09))
+def test_the_quantile_is_the_inverse_of_the_p_value(level: float) -> None:
+    assert p_value(quantile(NULL, level), NULL) == pytest.approx(level)
+
+
+def test_p_values_are_counted_below_the_tail_and_go_on_beyond_it() -> None:
+    assert p_value(0.5, NULL) == 51 / 101
+    assert p_value(-1.0, NULL) == 1.0
+    assert p_value(100.0, NULL) == 1e-12
+    assert p_value(1.5, NULL) < 1 / 101
+
+
+def test_a_margin_below_zero_is_no_evidence_however_far_it_leads() -> None:
+    assert separation(-1.0, -30.0, 2.0) == -0.5
+    assert separation(9.0, 1.0, 3.0) == 2.0
+    assert separation(9.0, -4.0, 1.0) == 13.0
+
+
+def test_the_strongest_vote_decides_and_supporting_signals_have_none() -> None:
+    votes = [result(0.5), result(2.0, VOTING[1]), result(99.0, "screen head weights"), result(None, VOTING[2])]
+    assert set(strengths(votes, TABLE.nulls)) == {VOTING[0], VOTING[1]}
+    assert combined(votes, TABLE.nulls) == -math.log10(p_value(2.0, NULL))
+    assert combined([], TABLE.nulls) == 0.0
+
+
+def test_the_verdicts_of_a_screen() -> None:
+    bad = judge_screen([evidence(result(9.0))], dummies(), TABLE)
+    assert (bad.name, bad.calibrated, bad.suspects[0].target) == ("backdoored", True, 3)
+    assert bad.score > 1
+    good = judge_screen([evidence(result(0.1))], dummies(), TABLE)
+    assert (good.name, good.calibrated, good.suspects) == ("clean", True, ())
+    assert good.p_value is not None
+    assert good.p_value > LEVEL
+    assert judge_screen([evidence(result(0.1))], dummies(5), TABLE).name == "inconclusive"
+    unlike = judge_screen([evidence(result(9.0))], dummies(5), TABLE)
+    assert (unlike.name, unlike.calibrated) == ("backdoored", False)  # said, but not with a rate
+    assert "50%" in unlike.explanation
+
+
+def test_a_pair_is_source_specific_only_where_other_sources_stay_behind() -> None:
+    name = "screen pairs small"
+    alone = evidence(result(9.0, name, kind="specific", source=1, margin=10.0, runner_up=3.0))
+    carried = evidence(result(9.0, name, kind="specific", source=1, margin=10.0, runner_up=9.0))
+    assert judge_screen([alone], dummies(), TABLE).suspects[0].source == 1
+    told = judge_screen([carried], dummies(), TABLE).suspects[0]
+    assert (told.kind, told.source, told.target) == ("all2one", None, 3)
+
+
+def test_the_shipped_calibration_covers_what_it_says() -> None:
+    table = shipped()
+    assert table.models >= 80
+    assert set(VOTING) <= set(table.nulls)
+    assert all(list(null) == sorted(null) for null in table.nulls.values())
+    assert table.covers(InputSpec((3, 32, 32), 10, (0.5,) * 3, (0.2,) * 3))
+    assert not table.covers(InputSpec((3, 32, 32), 2, (0.5,) * 3, (0.2,) * 3))
+    assert not table.covers(InputSpec((3, 224, 224), 10, (0.5,) * 3, (0.2,) * 3))
+    assert p_value(table.threshold(), table.combined) == pytest.approx(LEVEL)
+
+
+def row(statistic: float, *, trigger: str | None = None, **truth: object) -> dict[str, object]:
+    return {"model": f"m{statistic}", "reached": 1.0, "classes": 10, "shape": [3, 32, 32], "label": "x", "truth": {
+        "trigger": trigger, "data": "cifar10", "architecture": "a:Net", "mode": "all2one", "asr": None, **truth},
+        "results": [result(statistic), result(statistic / 2, "screen head weights")]}
+
+
+def test_calibration_takes_clean_networks_that_the_dummies_represent() -> None:
+    rows = [row(k / 40) for k in range(40)]
+    rows[0]["reached"], rows[1]["classes"] = 0.5, 4
+    table = calibrated(rows)
+    assert table["models"] == 38
+    assert table["provenance"]["left out"] == ["m0.0", "m0.025"]
+    with pytest.raises(UsageError, match="trojaned"):
+        calibrated([*rows, row(3.0, trigger="patch")])
+    with pytest.raises(UsageError, match="too few"):
+        calibrated(rows[:9])
+    (bad,) = judged([row(50.0, trigger="patch", asr=99.0)], rows)
+    assert bad.accused
+    assert bad.target == 3
+    assert planted(bad.row)
+
+
+def test_figures_of_a_comparison() -> None:
+    assert auroc([1.0, 2.0], [3.0, 2.0]) == 0.875
+    assert math.isnan(auroc([], [1.0]))
+    low, high = interval(0, 100)
+    assert low == 0.0
+    assert 0.03 < high < 0.04
