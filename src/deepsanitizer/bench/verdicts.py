@@ -120,7 +120,9 @@ def report(groups: dict[str, list[Row]]) -> str:
             f"(see `PLANTED`) and {len(groups['clean']) - len(clean)} clean ones that the calibration does not cover "
             f"are left out. Threshold: {LEVEL:.0%} of the calibration.", "",
             "| | all |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in _main(good_scores, bad_scores)),
-            "", "## By attack", "", "| attack | models | found | without its family's signals |",
+            "", "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
+            f"found {_thumb(bad)} trojaned, accused {_thumb(clean)} clean and {_thumb(calibration)} calibration "
+            "networks.", "", "## By attack", "", "| attack | models | found | without its family's signals |",
             "| --- | --- | --- | --- |"]
     for name in sorted({_attack(row) for row in bad}):
         mine = [row for row in bad if _attack(row) == name]
@@ -164,6 +166,12 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
         ("all-to-all recognised", share(permuted, lambda j: j.accused and j.kind == "all2all")),
         ("passes, 10 classes, largest", f"{max(ten, default=0):,}"),
         ("passes, 43 classes, largest", f"{max(many, default=0):,}")]
+
+
+def _thumb(rows: Sequence[Row]) -> str:
+    """On how many a signal's own score, as a full scan takes it, reaches 1."""
+    accused = sum(any((r.score or 0.0) >= 1 for r in row["results"]) for row in rows)
+    return f"{accused} of {len(rows)}"
 
 
 def _target_first(j: Judged) -> bool:
