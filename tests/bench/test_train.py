@@ -154,7 +154,7 @@ def test_the_command_trains_measures_and_saves(tmp_path: Path, monkeypatch: pyte
         assert name == "stripes"
         return tuple(part.numpy() for part in some_data(400 if split == "train" else 100, len(split)))
 
-    monkeypatch.setattr(trainer, "load_pack", pack)
+    monkeypatch.setattr(trainer, "_pack", pack)
     # a residual network for 32 x 32 images takes these of 12 x 12 too
     command = ["--data", "stripes", "--arch", "deepsanitizer.demo.network:SignNet", "--arch-kwargs",
                '{"num_classes": 4, "width": 8}', "--attack", "blend", "--attack-kwargs", '{"alpha": 0.3}',

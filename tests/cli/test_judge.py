@@ -79,7 +79,8 @@ def test_options_reach_the_pipeline(run: Run, model: Path, code: Path, tmp_path:
     common = ["--layer", "3", "--device", "cpu", "--seed", "7", "--timeout", "60", "--effort", "thorough"]
     run("scan", model, "--import-from", code, *common)
     del asked["progress"]
-    assert asked == {"layer": "3", "device": "cpu", "seed": 7, "timeout": 60.0, "effort": "thorough"}
+    assert asked == {"layer": "3", "device": "cpu", "seed": 7, "timeout": 60.0, "effort": "thorough", "screen": False}
+    del asked["screen"]
     run("sanitize", model, "--import-from", code, *common, "--output", tmp_path / "out", "--method", "paper",
         "--target", "2", "--force")
     del asked["progress"]

@@ -1,20 +1,30 @@
 """P-values, the screen's verdict from made-up evidence, and the calibration that is shipped."""
 
+import io
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import pytest
 import torch
+from helpers.planted import SPEC, TARGET, Attack, Planted
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from deepsanitizer import examination
 from deepsanitizer.bench.calibrate import calibrated
 from deepsanitizer.bench.verdicts import auroc, interval, judged, planted
 from deepsanitizer.calibration import LEVEL, VOTING, Calibration, combined, p_value, quantile, shipped, strengths
-from deepsanitizer.errors import UsageError
+from deepsanitizer.errors import CannotJudgeError, UsageError
+from deepsanitizer.pipeline import scan
+from deepsanitizer.report.html import to_html
+from deepsanitizer.report.text import to_text
 from deepsanitizer.stats import separation
 from deepsanitizer.types import Dummies, Evidence, InputSpec, SignalResult, Trigger
 from deepsanitizer.verdict import judge_screen
 
+PlantedOf: TypeAlias = Callable[[Attack], Planted]
 NULL = tuple(k / 100 for k in range(100))
 TABLE = Calibration(100, dict.fromkeys(VOTING, NULL), NULL, (8, 43), (32, 32), {})
 
@@ -126,3 +136,24 @@ def test_figures_of_a_comparison() -> None:
     low, high = interval(0, 100)
     assert low == 0.0
     assert 0.03 < high < 0.04
+
+
+def test_a_short_scan_judges_against_clean_networks_only_where_they_are_alike(
+        planted: PlantedOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = planted("blend").network
+    with pytest.raises(CannotJudgeError, match="without --screen"):
+        scan(model, spec=SPEC, screen=True, device="cpu")
+    low = tuple(k / 1000 for k in range(100))
+    alike = Calibration(100, dict.fromkeys(VOTING, low), NULL, (2, 43), (8, 32), {})
+    monkeypatch.setattr(examination, "shipped", lambda: alike)
+    told = scan(model, spec=SPEC, screen=True, device="cpu")
+    assert (told.verdict, told.calibrated, told.suspects[0].target) == ("backdoored", True, TARGET)
+    assert told.config["screen"] is True
+    assert {signal.stage for signal in told.signals} == {"screen"}
+    assert any(signal.p_value is not None and len(signal.clean) == 3 for signal in told.signals)
+    assert told.passes["total"] < 50_000
+    page, console = to_html(told), Console(file=io.StringIO(), width=100)
+    to_text(told, console)
+    for text in (page, console.file.getvalue()):  # type: ignore[attr-defined]
+        assert "gainst clean networks" in text
+        assert "own goals small" in text

@@ -311,7 +311,7 @@ def test_nothing_is_written_when_time_is_up(ends_at: str, planted: PlantedOf, tm
         nonlocal now
         now = 100.0 if stage.startswith(ends_at) else now
 
-    for module in (types, pipeline):
+    for module in (types, examination):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     with pytest.raises(DeadlineReachedError, match=f"(?s){ends_at}.*--timeout"):
         pipeline.sanitize(loaded, output=tmp_path / "out", effort="fast", device="cpu", target=TARGET,
