@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
-from deepsanitizer.types import InputSpec, SignalResult
+from deepsanitizer.types import SignalResult
 
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
+REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen filter", "screen warp", "screen grating", "screen place small", "screen place large",
           "screen own goals small", "screen pairs small", "screen pairs large")
 
@@ -32,12 +33,8 @@ class Calibration:
     side: tuple[int, int]  # of an image, in pixels
     provenance: Mapping[str, Any]
 
-    def covers(self, spec: InputSpec) -> bool:
-        """Whether networks with such an input were among the calibration networks."""
-        return self.covers_shape(spec.num_classes, spec.shape)
-
-    def covers_shape(self, classes: int, shape: Sequence[int]) -> bool:
-        """As `covers`, for a number of classes and a shape (C, H, W)."""
+    def covers(self, classes: int, shape: Sequence[int]) -> bool:
+        """Whether networks with such an input, (C, H, W), were among the calibration networks."""
         return (self.classes[0] <= classes <= self.classes[1]
                 and all(self.side[0] <= side <= self.side[1] for side in shape[1:]))
 

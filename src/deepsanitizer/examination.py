@@ -28,7 +28,7 @@ from deepsanitizer.types import (
     Suspect,
     Verdict,
 )
-from deepsanitizer.verdict import judge, judge_screen
+from deepsanitizer.verdict import judge, judge_screen, meant
 
 
 @dataclass(slots=True)
@@ -100,11 +100,17 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
 
 
 def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
-    """Curate dummies, search and judge; with an earlier report that holds full evidence, only curate."""
+    """Curate dummies, search and judge; with an earlier report, only curate.
+
+    Raises UsageError where the report is about another file or of a short scan.
+    """
     earlier = None if from_report is None else facts.verdict_of(from_report, case.loaded)
+    if from_report is not None and from_report.config.get("screen"):
+        raise UsageError("the report is of a short scan, which is not enough to repair from",
+                         "Scan without --screen, or leave --from-report out.")
     with case.clock.stage("dummies"):
         dummies = invert(case.classifier, case.plan.dummies, case.run)
-    if earlier is not None and from_report is not None and any(r.stage == "full" for r in from_report.signals):
+    if from_report is not None and earlier is not None:
         return Examined(dummies, earlier, tuple(from_report.signals), ())
     with case.clock.stage("search"):
         evidence = collect(case.classifier, dummies, case.run, quick=case.plan.quick)
@@ -115,18 +121,18 @@ def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
 def examine_shortly(case: Case) -> Examined:
     """The screen and its calibrated verdict. CannotJudgeError where the calibration does not cover the network."""
     calibration = shipped()
-    if not calibration.covers(case.loaded.spec):
+    if not calibration.covers(case.loaded.spec.num_classes, case.loaded.spec.shape):
         raise CannotJudgeError(
             f"the screen is calibrated on {calibration.classes[0]} to {calibration.classes[1]} classes and images of "
             f"{calibration.side[0]} to {calibration.side[1]} pixels only", "Scan in full, without --screen.")
     dummies, evidence = screened(case)
-    evidence = tuple(replace(item, result=calibration.placed(item.result)) for item in evidence)
+    evidence = tuple(meant(replace(item, result=calibration.placed(item.result))) for item in evidence)
     return Examined(dummies, judge_screen(evidence, dummies, calibration), tuple(item.result for item in evidence),
                     evidence)
 
 
 def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
-    """The first dummies and the short searches on them."""
+    """Dummies of their own and the short searches on them: what the calibration measured."""
     with case.clock.stage("screen"):
         dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
         return dummies, screen(case.parts, dummies, case.run)

@@ -1,42 +1,43 @@
 """From evidence to a verdict and ranked suspects.
 
-`judge_screen` compares the screen with clean networks: its threshold is a false-alarm rate. Where the calibration does
-not cover a network, `judge` takes full evidence: there the threshold is where one signal's lead is as large as the
-network's own plain margin (see `signals`), and nothing is known of its false alarms. Unknown is never clean: where the
-dummies do not represent the network, the verdict is inconclusive.
+`judge_screen` compares a screen with clean networks: its threshold is a false-alarm rate. `judge` takes full evidence:
+its threshold is where one signal's lead is as large as the network's own plain margin (see `signals`), and comes with
+no such rate. Unknown is never clean: where the dummies do not represent the network, the verdict is inconclusive.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from deepsanitizer.calibration import Calibration, p_value, strengths
-from deepsanitizer.types import Dummies, Evidence, Suspect, Verdict
+from deepsanitizer.calibration import REACHED, Calibration, p_value
+from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdict
 
 THRESHOLD = 1.0
 SUSPICIOUS_FROM = 0.85
 
 
 def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Calibration, *,
-                 suspicious_from: float = SUSPICIOUS_FROM, least_classes: float = 0.95) -> Verdict:
-    """The calibrated verdict on a screen. A score of THRESHOLD or more is `backdoored`.
+                 suspicious_from: float = SUSPICIOUS_FROM) -> Verdict:
+    """The calibrated verdict on a screen whose results were `placed`. A score of THRESHOLD or more is `backdoored`.
 
-    The score is the combined statistic over the one that `calibration.LEVEL` of clean networks exceed.
-    `least_classes`: share of the classes that the dummies must reach to be called clean, as those of the calibration.
+    The score is the combined statistic over the one that `calibration.LEVEL` of clean networks exceed. Where the
+    dummies reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated.
     """
     reached = len(dummies.labels.unique()) / dummies.logits.shape[1]
-    against = strengths([item.result for item in evidence], calibration.nulls)
-    threshold, most = calibration.threshold(), max(against.values(), default=0.0)
-    score, p = most / threshold, p_value(most, calibration.combined)
-    suspects = _accused(evidence, {name: value / threshold for name, value in against.items()}, suspicious_from)
-    rate = f"of {calibration.models} clean networks, about {_share(p)} score as high"
-    if not torch.isfinite(dummies.logits).all() or (reached < least_classes and score < THRESHOLD):
+    known = reached >= REACHED
+    score = max((item.result.score for item in evidence if item.result.score is not None), default=0.0)
+    against = score * calibration.threshold()
+    p = p_value(against, calibration.combined)
+    suspects = tuple(suspects_of(evidence, at_least=suspicious_from))
+    if not torch.isfinite(dummies.logits).all() or not (known or score >= THRESHOLD):
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,
                        f"The curated dummies reach {reached:.0%} of the classes only: they do not represent the "
                        "network well enough for a verdict.", p)
-    known = reached >= least_classes
+    above = sum(value >= against for value in calibration.combined)
+    rate = f"{above or 'none'} of {calibration.models} clean networks score as high"
     if not known:
-        rate += f"; but the dummies reach {reached:.0%} of the classes only, as in none of those"
+        rate += f", but the dummies reach {reached:.0%} of the classes only, as in none of those"
     if score >= THRESHOLD:
         what = ("One small patch sends each class to a goal of its own" if suspects and suspects[0].kind == "all2all"
                 else "A small universal change of the image reaches one goal far more easily than any other")
@@ -49,28 +50,17 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                    f"{rate}.", p)
 
 
-def _share(p: float) -> str:
-    return f"{p:.0%}" if p >= 0.01 else f"{p:.1%}" if p >= 0.001 else "none"
+def meant(item: Evidence) -> Evidence:
+    """A pair accuses its goal alone, and its triggers apply to all, where another source follows it closely."""
+    if item.result.kind != "specific" or is_specific(item.result):
+        return item
+    return Evidence(replace(item.result, kind="all2one", source=None),
+                    tuple(replace(trigger, source=None) for trigger in item.triggers))
 
 
-def _accused(evidence: Sequence[Evidence], scores: Mapping[str, float], at_least: float,
-             specific_below: float = 0.7) -> tuple[Suspect, ...]:
-    """What the voting signals accuse, strongest first, each kind and goal once.
-
-    A pair is source-specific where the next source's margin is below `specific_below` of it; else the goal is meant.
-    """
-    suspects: list[Suspect] = []
-    for item in sorted(evidence, key=lambda e: -scores.get(e.result.name, 0.0)):
-        result = item.result
-        if scores.get(result.name, 0.0) < at_least or not item.triggers:
-            continue
-        kind, source = result.kind, result.source
-        if kind == "specific" and (result.runner_up or 0.0) >= specific_below * (result.margin or 0.0):
-            kind, source = "all2one", None
-        if all((kind, source, result.target) != (s.kind, s.source, s.target) for s in suspects):
-            suspects.append(Suspect(kind=kind, source=source, target=result.target, family=item.triggers[0].family,
-                                    score=scores[result.name]))
-    return tuple(suspects)
+def is_specific(result: SignalResult, *, below: float = 0.7) -> bool:
+    """Whether a pair leads the next one by so much that its source matters."""
+    return (result.runner_up or 0.0) < below * (result.margin or 0.0)
 
 
 def judge(evidence: Sequence[Evidence], dummies: Dummies, *, suspicious_from: float = SUSPICIOUS_FROM,

@@ -17,12 +17,12 @@ from deepsanitizer.bench.calibrate import calibrated
 from deepsanitizer.bench.verdicts import auroc, interval, judged, planted
 from deepsanitizer.calibration import LEVEL, VOTING, Calibration, combined, p_value, quantile, shipped, strengths
 from deepsanitizer.errors import CannotJudgeError, UsageError
-from deepsanitizer.pipeline import scan
+from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.report.html import to_html
 from deepsanitizer.report.text import to_text
 from deepsanitizer.stats import separation
-from deepsanitizer.types import Dummies, Evidence, InputSpec, SignalResult, Trigger
-from deepsanitizer.verdict import judge_screen
+from deepsanitizer.types import Dummies, Evidence, SignalResult, Trigger
+from deepsanitizer.verdict import judge_screen, meant
 
 PlantedOf: TypeAlias = Callable[[Attack], Planted]
 NULL = tuple(k / 100 for k in range(100))
@@ -39,7 +39,8 @@ def dummies(reached: int = 10) -> Dummies:
 
 
 def evidence(found: SignalResult) -> Evidence:
-    return Evidence(found, (Trigger("blend", {}, 0.1, found.target, found.source, 5.0),))
+    found = TABLE.placed(found)
+    return meant(Evidence(found, (Trigger("blend", {}, 0.1, found.target, found.source, 5.0),)))
 
 
 @given(st.floats(-5, 50), st.floats(0, 5))
@@ -102,9 +103,9 @@ def test_the_shipped_calibration_covers_what_it_says() -> None:
     assert table.models >= 80
     assert set(VOTING) <= set(table.nulls)
     assert all(list(null) == sorted(null) for null in table.nulls.values())
-    assert table.covers(InputSpec((3, 32, 32), 10, (0.5,) * 3, (0.2,) * 3))
-    assert not table.covers(InputSpec((3, 32, 32), 2, (0.5,) * 3, (0.2,) * 3))
-    assert not table.covers(InputSpec((3, 224, 224), 10, (0.5,) * 3, (0.2,) * 3))
+    assert table.covers(10, (3, 32, 32))
+    assert not table.covers(2, (3, 32, 32))
+    assert not table.covers(10, (3, 224, 224))
     assert p_value(table.threshold(), table.combined) == pytest.approx(LEVEL)
 
 
@@ -152,6 +153,10 @@ def test_a_short_scan_judges_against_clean_networks_only_where_they_are_alike(
     assert {signal.stage for signal in told.signals} == {"screen"}
     assert any(signal.p_value is not None and len(signal.clean) == 3 for signal in told.signals)
     assert told.passes["total"] < 50_000
+    # The picture is of the trigger that the first suspect names (once a pair's suspect was shown with a blend).
+    assert told.suspects[0].family in told.pictures[0].caption
+    with pytest.raises(UsageError, match="short scan"):
+        sanitize(model, spec=SPEC, from_report=told, device="cpu")
     page, console = to_html(told), Console(file=io.StringIO(), width=100)
     to_text(told, console)
     for text in (page, console.file.getvalue()):  # type: ignore[attr-defined]

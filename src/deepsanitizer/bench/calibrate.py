@@ -3,9 +3,9 @@
     python -m deepsanitizer.bench.calibrate --results benchmarks/results/detection/calibration \
         --output src/deepsanitizer/calibration.json
 
-Clean networks only. Left out are those that the dummies do not represent (fewer than `REACHED` of the classes reached),
-the faces (eight photos of a person train networks whose natural outliers would drown every trigger elsewhere), and
-networks of fewer than `LEAST_CLASSES`, which have too few rivals to tell a natural favourite from a target.
+Clean networks only. Left out are those that the dummies do not represent (they reach fewer than `calibration.REACHED`
+of the classes), the faces (eight photos of a person train networks whose natural outliers would drown every trigger
+elsewhere), and networks of fewer than `LEAST_CLASSES`, which have too few rivals to tell a favourite from a target.
 The combined statistic of each network is taken against the others, as a network from outside meets them.
 """
 
@@ -16,11 +16,10 @@ from typing import Any
 import click
 
 from deepsanitizer.bench.detection import load_rows
-from deepsanitizer.calibration import combined
+from deepsanitizer.calibration import REACHED, combined
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
-REACHED = 0.95
 LEFT_OUT = ("orl",)
 LEAST_CLASSES = 8
 

@@ -28,7 +28,7 @@ from deepsanitizer.signals import freeeagle, head_weights, mm_bd, plain_margin
 from deepsanitizer.types import Evidence, SignalResult, silent
 
 What = Literal["screen", "published"]
-TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architecture", "arch")
+TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architecture")
 
 
 def run_model(folder: Path, what: What, seed: int, results: Path, label: str) -> None:
@@ -49,14 +49,9 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
                     mm_bd.detect(case.classifier, case.run, images=10, steps=100)]
     truth = truth_of(folder)
     write(json.dumps(row | {
-        "truth": {key: truth.get(key) for key in TRUTH} | {"asr": _asr(truth)},
+        "truth": {key: truth.get(key) for key in TRUTH} | {"asr": (truth.get("measured") or {}).get("asr")},
         "signals": [kept(item.result) for item in evidence], "passes": round(case.run.meter.passes),
         "seconds": round(time.monotonic() - began, 1)}, indent=1), result_path(results, folder.name, what, seed))
-
-
-def _asr(truth: dict[str, Any]) -> float | None:
-    measured: dict[str, float] = truth.get("measured") or truth.get("evaluation") or truth
-    return measured.get("asr")
 
 
 def kept(result: SignalResult) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import WorkError
 
 Group = Literal["calibration", "develop", "clean", "trojaned"]
-SIZES: dict[Group, int] = {"calibration": 102, "develop": 24, "clean": 102, "trojaned": 72}
+SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 102, "trojaned": 72}
 TROJANED = ("develop", "trojaned")
 
 NETWORKS = "deepsanitizer.bench.networks"

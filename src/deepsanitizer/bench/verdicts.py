@@ -19,12 +19,13 @@ import click
 from deepsanitizer.bench.calibrate import calibrated, nulls_of
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import LEVEL, VOTING, combined, quantile, read, strengths
+from deepsanitizer.calibration import LEVEL, REACHED, VOTING, quantile, read, strengths
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
+from deepsanitizer.types import Evidence
+from deepsanitizer.verdict import meant
 
 PLANTED = {"all2one": 60.0, "specific": 60.0, "all2all": 35.0}  # percent
-REACHED = 0.95
 # The signals that search the family of an attack.
 OF_ATTACK = {"patch": ("screen place", "screen pairs", "screen own goals"), "blend": ("screen blend",),
              "tint": ("screen filter",), "warp": ("screen warp",), "grating": ("screen grating",)}
@@ -63,10 +64,9 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         against = strengths(results, table.nulls)
         first = max(against, key=lambda name: against[name], default="")
         best = next((r for r in results if r.name == first), None)
-        specific = best is not None and best.kind == "specific" and (best.runner_up or 0) < 0.7 * (best.margin or 0)
-        kind = "" if best is None else best.kind if best.kind != "specific" or specific else "all2one"
+        kind = "" if best is None else meant(Evidence(best)).result.kind
         pairs = max((r for r in results if "pairs" in r.name), key=lambda r: against.get(r.name, 0.0), default=None)
-        out.append(Judged(row, combined(results, table.nulls) / threshold, None if best is None else best.target,
+        out.append(Judged(row, against.get(first, 0.0) / threshold, None if best is None else best.target,
                           None if pairs is None else pairs.source, kind))
     return out
 
@@ -110,7 +110,7 @@ def share(of: Sequence[Judged], holds: Callable[[Judged], bool]) -> str:
 
 def report(groups: dict[str, list[Row]]) -> str:
     """All tables as Markdown."""
-    covers = read(calibrated(groups["calibration"])).covers_shape
+    covers = read(calibrated(groups["calibration"])).covers
     calibration = [row for row in groups["calibration"] if covers(row["classes"], row["shape"])]
     clean = [row for row in groups["clean"] if covers(row["classes"], row["shape"])]
     bad = [row for row in groups["trojaned"] if planted(row)]

@@ -113,7 +113,7 @@ def _screened(report: ScanReport) -> list[dict[str, Any]]:
 
 
 def _screen_chart(report: ScanReport) -> Markup:
-    rows = [charts.Row(s.name, s.score, s.score >= report.threshold)
+    rows = [charts.Row(s.name.removeprefix("screen "), s.score, s.score >= report.threshold)
             for s in report.signals if s.stage == "screen" and s.score is not None]
     return charts.bars(rows, threshold=report.threshold, what="signals") if rows else Markup("")
 
