@@ -18,8 +18,9 @@ from deepsanitizer.types import SignalResult
 
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
-VOTING = ("screen blend", "screen filter", "screen warp", "screen grating", "screen place small", "screen place large",
-          "screen own goals small", "screen pairs small", "screen pairs large")
+VOTING = ("screen blend", "screen blend faint", "screen filter", "screen warp", "screen grating", "screen place small",
+          "screen place large", "screen own goals small", "screen own goals large", "screen pairs small",
+          "screen pairs large")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,12 @@ def lead_over(margin: float, runner_up: float) -> float:
     return min(margin, margin - max(runner_up, 0.0))
 
 
-def separation(margin: float, runner_up: float, unit: float) -> float:
-    """What is compared with clean networks: how many times the runner-up's reach, and a unit, a margin leads it by.
+def separation(margin: float, runner_up: float, unit: float, *, slack: float = 0.3) -> float:
+    """What is compared with clean networks: by how many units, widened by a share of the runner-up's own reach, a
+    margin leads it.
 
-    At most zero where the margin itself is below zero: no success stands behind it. Divided by the unit alone, natural
-    patterns of networks with small plain margins drown every trigger (docs/research/log.md, 35).
+    Success is not asked for: a warp that carries its target to -3 and no other class beyond -12 tells a backdoor, too.
+    Divided by the unit alone, natural patterns of networks with small plain margins drown every trigger; divided by the
+    whole reach, strong triggers are lost (docs/research/log.md, 35 and 36).
     """
-    return (margin - runner_up) / (max(runner_up, 0.0) + unit) if margin > 0 else min(0.0, margin / unit)
+    return (margin - runner_up) / (unit + slack * abs(runner_up))

@@ -32,7 +32,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
             base = factory.scan() if verdict == "clean" else factory.backdoored(verdict=verdict)
             return dataclasses.replace(
                 base, input_sha256=model.checkpoint.sha256, seed=options["seed"], versions=facts.versions(),
-                config={"effort": options["effort"], "layer": options["layer"]})
+                config={key: options[key] for key in ("effort", "layer", "screen")})
 
         monkeypatch.setattr(pipeline, "scan", scan)
         return asked
@@ -98,6 +98,8 @@ def test_kept_reports_are_read_again_where_they_answer_the_same_question(run: Ru
     assert asked == ["two", "one"] * 2 + ["one"]
     run(*arguments, "--seed", "1", "--effort", "fast")
     assert asked == ["two", "one"] * 2 + ["one", "two", "one"]
+    run(*arguments, "--seed", "1", "--effort", "fast", "--screen")  # another question
+    assert asked == ["two", "one"] * 2 + ["one", "two", "one"] + ["two", "one"]
 
 
 def test_the_table_is_written_whole(run: Run, folder: Path, code: Path, pretend: Pretend, tmp_path: Path) -> None:

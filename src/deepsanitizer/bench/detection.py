@@ -3,9 +3,9 @@
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --jobs 2
     python -m deepsanitizer.bench.detection --models models/clean --results results/clean --what published
 
-What is there already is not run again. `screen` is what `deepsanitizer scan` starts with; `published` are FreeEagle,
-the maximum-margin statistic and the weight signature, to compare with. The truth is copied beside what the tool says;
-nothing that searches sees it.
+What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`; `published` are FreeEagle,
+the maximum-margin statistic, the weight signature and the shift of features, to compare with. The truth is copied
+beside what the tool says; nothing that searches sees it.
 """
 
 import json
@@ -23,8 +23,9 @@ from deepsanitizer import examination, loading
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, truth_of
+from deepsanitizer.curate import invert
 from deepsanitizer.report import write
-from deepsanitizer.signals import freeeagle, head_weights, mm_bd, plain_margin
+from deepsanitizer.signals import SCREEN_DUMMIES, feature_shift, freeeagle, head_weights, mm_bd, plain_margin
 from deepsanitizer.types import Evidence, SignalResult, silent
 
 What = Literal["screen", "published"]
@@ -45,8 +46,10 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.
+        dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
         evidence = [freeeagle.detect(case.parts, case.run), head_weights.detect(case.classifier),
-                    mm_bd.detect(case.classifier, case.run, images=10, steps=100)]
+                    mm_bd.detect(case.classifier, case.run, images=10, steps=100),
+                    feature_shift.detect(case.parts, dummies, case.run)]
     truth = truth_of(folder)
     write(json.dumps(row | {
         "truth": {key: truth.get(key) for key in TRUTH} | {"asr": (truth.get("measured") or {}).get("asr")},

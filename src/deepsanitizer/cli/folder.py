@@ -46,7 +46,7 @@ def models_in(path: Path) -> list[Path]:
 
 
 def scan_folder(common: Common, source: Source, models: Sequence[Path], *, form: str, output: Path | None,
-                reports: Path | None, effort: "Effort", codes: dict[str, ExitCode]) -> int:
+                reports: Path | None, effort: "Effort", screen: bool, codes: dict[str, ExitCode]) -> int:
     """Scan each model, print or write the table, and give the exit code.
 
     1 where anything was found; else 2 where a scan failed, 4 where a model could not be loaded as told, 3 where one
@@ -58,7 +58,8 @@ def scan_folder(common: Common, source: Source, models: Sequence[Path], *, form:
     lines = []
     for number, path in enumerate(models, 1):
         name = str(path.relative_to(source.path))
-        line = _one(common, replace(source, path=path), name, f"{number}/{len(models)} {name}", reports, effort, codes)
+        line = _one(common, replace(source, path=path), name, f"{number}/{len(models)} {name}", reports, effort,
+                    screen, codes)
         lines.append(line)
         if not common.quiet:
             told = f"{line.verdict} ({line.score:.1f})" if line.score is not None else line.verdict or line.error
@@ -70,17 +71,17 @@ def scan_folder(common: Common, source: Source, models: Sequence[Path], *, form:
 
 
 def _one(common: Common, source: Source, name: str, title: str, reports: Path | None, effort: "Effort",
-         codes: dict[str, ExitCode]) -> Line:
+         screen: bool, codes: dict[str, ExitCode]) -> Line:
     from deepsanitizer import pipeline, report
 
     kept = None if reports is None else reports / f"{name}.json"
     try:
         loaded = source.load(replace(common, quiet=True))
-        done = _earlier(kept, loaded, common, effort)
+        done = _earlier(kept, loaded, common, effort, screen)
         if done is None:
             with progress(common.quiet) as callback:
                 done = pipeline.scan(loaded, layer=common.layer, device=common.device, seed=common.seed, effort=effort,
-                                     progress=_titled(callback, title), timeout=common.timeout)
+                                     screen=screen, progress=_titled(callback, title), timeout=common.timeout)
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 report.write(report.to_html(done), kept.with_suffix(".html"))
@@ -92,7 +93,8 @@ def _one(common: Common, source: Source, name: str, title: str, reports: Path | 
                 None, int(codes[done.verdict]))
 
 
-def _earlier(kept: Path | None, loaded: "Loaded", common: Common, effort: "Effort") -> "ScanReport | None":
+def _earlier(kept: Path | None, loaded: "Loaded", common: Common, effort: "Effort",
+             screen: bool) -> "ScanReport | None":
     """The report of an earlier run, where it answers the same question."""
     from deepsanitizer import facts, report
 
@@ -103,7 +105,7 @@ def _earlier(kept: Path | None, loaded: "Loaded", common: Common, effort: "Effor
     except (CannotJudgeError, ValueError, OSError):
         return None  # of another version, or damaged: scan again and replace it
     same = (done.input_sha256 == loaded.checkpoint.sha256 and done.seed == common.seed
-            and done.versions == facts.versions()
+            and done.versions == facts.versions() and bool(done.config.get("screen")) == screen
             and {key: done.config.get(key) for key in ("effort", "layer")} == {"effort": effort, "layer": common.layer})
     return done if same else None
 

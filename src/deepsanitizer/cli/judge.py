@@ -58,10 +58,8 @@ def scan(common: Common, source: Source, form: str, output: Path | None, export_
     if models:
         if export_trigger is not None:
             raise UsageError("--export-trigger is for one model", "Scan the model alone.")
-        if screen:
-            raise UsageError("--screen is for one model", "Scan the model alone.")
         return scan_folder(common, source, models, form=form, output=output, reports=reports, effort=effort,
-                           codes=_VERDICT_CODES)
+                           screen=screen, codes=_VERDICT_CODES)
     if reports is not None:
         raise UsageError("--reports is for a folder of models", "Use --format json -o FILE for one model.")
     loaded = source.load(common)

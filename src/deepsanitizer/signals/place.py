@@ -46,8 +46,8 @@ def _all2one(found: Places, unit: float, passes: float, plain: float) -> Evidenc
     place = int(columns[:, target].argmax())
     # Two nulls: what other classes reach anywhere, and what the target reaches at other places. A full-image
     # trigger is reached from everywhere and is no local one.
+    statistic = separation(margin, runner_up, plain)  # the median place hides strong triggers (log, 36)
     runner_up = max(runner_up, columns[:, target].median().item())
-    statistic = separation(margin, runner_up, plain)
     reached = found.cells[place, :, target]
     success = (reached[reached.isfinite()] > 0).float().mean().item()
     result = SignalResult(
@@ -73,12 +73,13 @@ def _all2all(found: Places, unit: float, plain: float) -> Evidence:
         return Evidence(SignalResult(name=f"own goals {found.window}", kind="all2all", applicable=True, reason=reason,
                                      score=0.0, family="place", window=found.window))
     margin = value[place].item()
+    shared = column_means(found.cells)[place].max().item()  # the best goal for all sources alike, at the same place
     null = mean[mean.argsort()[: max(1, len(mean) // 2)]].max().item()
     cells = found.cells[place].max(1).values
     result = SignalResult(
         name=f"own goals {found.window}", kind="all2all", applicable=True, margin=margin, runner_up=null,
         z=robust_z(mean.tolist()), success=(cells[cells.isfinite()] > 0).float().mean().item(),
-        score=lead_over(margin, null) / unit, statistic=(margin - mean.median().item()) / plain, family="place",
+        score=lead_over(margin, null) / unit, statistic=separation(margin, shared, plain), family="place",
         window=found.window, matrix=_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, value, target=None, source=None, goals=goals))
 

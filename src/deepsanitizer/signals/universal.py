@@ -7,6 +7,8 @@ Limits: blind to triggers of no family searched, and to several targets at once.
 classes far says little.
 """
 
+import torch
+
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import universal
 from deepsanitizer.stats import lead_over, robust_z, separation, top_two
@@ -30,23 +32,24 @@ def unit_of(dummies: Dummies) -> float:
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, purpose: str = "scan", steps: int = 40,
            batch: int = 32, all_classes_up_to: int = 12, short: tuple[int, int] = (12, 12), finalists: int = 8,
-           ) -> Evidence:
-    """One family, all classes side by side.
+           share: float = 1.0, score_on: int = 96) -> Evidence:
+    """One family, all classes side by side, at `share` of the family's strength.
 
     Above `all_classes_up_to` classes a `short` search (steps, images) ranks them all and the best `finalists` are
     searched in full; the others keep their short margins. The score is the target's lead over the next class (or
     over zero), in plain margins, over `ACCUSE_AT`.
     """
     before = run.meter.passes
-    classes = list(range(classifier.spec.num_classes))
+    classes, strength = list(range(classifier.spec.num_classes)), share * FAMILIES[family].strength
     per_target: list[float | None] = [None] * len(classes)
     if len(classes) > all_classes_up_to:
         ranked = universal(classifier, dummies, family, classes, run, purpose=f"{purpose} {family} short",
-                           steps=short[0], batch=short[1], score_on=32)
+                           steps=short[0], batch=short[1], score_on=32,
+                           strengths=torch.full((len(classes),), strength))
         per_target = [float(value) for value in ranked.margin]
         classes = ranked.margin.topk(finalists).indices.tolist()
     found = universal(classifier, dummies, family, classes, run, purpose=f"{purpose} {family}", steps=steps,
-                      batch=batch)
+                      batch=batch, score_on=score_on, strengths=torch.full((len(classes),), strength))
     for index, target in enumerate(classes):
         per_target[target] = found.margin[index].item()
     margins = found.margin.tolist()
@@ -57,7 +60,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
         runner_up=runner_up, z=robust_z(margins), score=lead_over(margin, runner_up) / unit,
         threshold=max(runner_up, 0.0) + unit, success=found.success[best].item(),
         statistic=separation(margin, runner_up, plain_margin(dummies)),
-        strength=FAMILIES[family].strength, passes=run.meter.passes - before)
+        strength=strength, passes=run.meter.passes - before)
     order = found.margin.argsort(descending=True)[:3].tolist()
     triggers = tuple(Trigger(family, found.take(i), found.strength[i].item(), classes[i], None, margins[i])
                      for i in order)
