@@ -17,10 +17,11 @@ from typing import Any
 from deepsanitizer.types import SignalResult
 
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
+FREE = 0.5  # of -log10 of a p-value: what a third of the clean networks show is no evidence
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen warp", "screen grating", "screen place small",
           "screen place large", "screen own goals small", "screen own goals large", "screen pairs small",
-          "screen pairs large")
+          "screen pairs large", "screen head weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +45,38 @@ class Calibration:
         return quantile(self.combined, level)
 
     def placed(self, result: SignalResult) -> SignalResult:
-        """A result of the screen with its place among clean networks and, where it votes, its score."""
+        """A result of the screen with its place among clean networks and, where it votes, its share of the score."""
         null = self.nulls.get(result.name)
         if null is None or not result.applicable or result.statistic is None:
             return replace(result, score=None)
         p = p_value(result.statistic, null)
         return replace(result, p_value=p, clean=[null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)],
-                       score=-math.log10(p) / self.threshold() if result.name in VOTING else None)
+                       score=strength(p) / self.threshold() if result.name in VOTING else None)
 
 
-def strengths(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """How strongly each voting signal speaks against the network: -log10 of its p-value, by name."""
-    return {r.name: -math.log10(p_value(r.statistic, nulls[r.name])) for r in results
-            if r.name in VOTING and r.applicable and r.statistic is not None and r.name in nulls}
+def strength(p: float) -> float:
+    """How strongly one signal speaks against a network: -log10 of its p-value, less what any network shows."""
+    return max(0.0, -math.log10(p) - FREE)
+
+
+def accusations(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> dict[int | None, float]:
+    """What the voting signals say together about each goal that any of them names; None: a goal for each class.
+
+    One trigger moves its target a little under every family, natural patterns move one class here and another there:
+    signals that name the same goal add up. That they are not independent, and that the largest of several goals counts,
+    is accounted for by the combination's own null distribution.
+    """
+    told: dict[int | None, float] = {}
+    for result in results:
+        null = nulls.get(result.name)
+        if result.name in VOTING and result.applicable and result.statistic is not None and null is not None:
+            told[result.target] = told.get(result.target, 0.0) + strength(p_value(result.statistic, null))
+    return told
 
 
 def combined(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> float:
-    """The statistic of the verdict: the strongest voting signal, 0 where none applies.
-
-    One trigger speaks through one family; adding up signals that say nothing would drown it. That the largest of
-    several is larger is accounted for by the combination's own null distribution.
-    """
-    return max(strengths(results, nulls).values(), default=0.0)
+    """The statistic of the verdict: what is said about the goal that most is said about, 0 where none applies."""
+    return max(accusations(results, nulls).values(), default=0.0)
 
 
 @functools.cache

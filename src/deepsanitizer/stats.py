@@ -23,12 +23,19 @@ def lead_over(margin: float, runner_up: float) -> float:
     return min(margin, margin - max(runner_up, 0.0))
 
 
-def separation(margin: float, runner_up: float, unit: float, *, slack: float = 0.3) -> float:
-    """What is compared with clean networks: by how many units, widened by a share of the runner-up's own reach, a
-    margin leads it.
+def standing_out(values: Sequence[float | None], least: float) -> float:
+    """By how many spreads of the others, and `least` more, the largest of several values leads the next.
 
-    Success is not asked for: a warp that carries its target to -3 and no other class beyond -12 tells a backdoor, too.
-    Divided by the unit alone, natural patterns of networks with small plain margins drown every trigger; divided by the
-    whole reach, strong triggers are lost (docs/research/log.md, 35 and 36).
+    What is compared with clean networks. Success is not asked for: a warp that carries its target to a margin of -3,
+    and no other class beyond -12, tells a backdoor, too. Divided by the unit alone, natural patterns of networks with
+    small plain margins drown every trigger; divided by the runner-up's reach, strong triggers are lost (log, 35, 36).
     """
+    known = sorted((value for value in values if value is not None), reverse=True)
+    if len(known) < 2:
+        return 0.0
+    return (known[0] - known[1]) / (statistics.pstdev(known[1:]) + least)
+
+
+def separation(margin: float, runner_up: float, unit: float, *, slack: float = 0.3) -> float:
+    """The same for one rival: by how many units, widened by a share of the rival's own reach, a margin leads it."""
     return (margin - runner_up) / (unit + slack * abs(runner_up))

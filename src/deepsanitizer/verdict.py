@@ -21,15 +21,18 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                  suspicious_from: float = SUSPICIOUS_FROM) -> Verdict:
     """The calibrated verdict on a screen whose results were `placed`. A score of THRESHOLD or more is `backdoored`.
 
-    The score is the combined statistic over the one that `calibration.LEVEL` of clean networks exceed. Where the
+    The scores of signals that name the same goal add up; the verdict's is that of the goal that most is said about: the
+    combined statistic over the one that `calibration.LEVEL` of clean networks exceed. Where the
     dummies reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated.
     """
     reached = len(dummies.labels.unique()) / dummies.logits.shape[1]
     known = reached >= REACHED
-    score = max((item.result.score for item in evidence if item.result.score is not None), default=0.0)
+    goals = by_goal(evidence)
+    score = max(goals.values(), default=0.0)
     against = score * calibration.threshold()
     p = p_value(against, calibration.combined)
-    suspects = tuple(suspects_of(evidence, at_least=suspicious_from))
+    suspects = tuple(suspect for goal, told in sorted(goals.items(), key=lambda item: -item[1])
+                     if told >= suspicious_from for suspect in _told_of(goal, told, evidence))
     if not torch.isfinite(dummies.logits).all() or not (known or score >= THRESHOLD):
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,
                        f"The curated dummies reach {reached:.0%} of the classes only: they do not represent the "
@@ -48,6 +51,26 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     return Verdict("clean", score, THRESHOLD, True, (),
                    f"No universal change that was searched reaches one goal more easily than in clean networks; "
                    f"{rate}.", p)
+
+
+def by_goal(evidence: Sequence[Evidence]) -> dict[int | None, float]:
+    """The scores of a screen's signals, added up by the goal that they name (None: a goal for each class)."""
+    goals: dict[int | None, float] = {}
+    for item in evidence:
+        if item.result.applicable and item.result.score is not None:
+            goals[item.result.target] = goals.get(item.result.target, 0.0) + item.result.score
+    return goals
+
+
+def _told_of(goal: int | None, score: float, evidence: Sequence[Evidence]) -> list[Suspect]:
+    """The suspect that the strongest signal which names a goal, and found a trigger if any did, describes."""
+    mine = [item for item in leading(evidence) if item.result.target == goal]
+    for item in mine:
+        if item.triggers:
+            return [Suspect(kind=item.result.kind, source=item.result.source, target=goal,
+                            family=item.triggers[0].family, score=score)]
+    # Signals that recover no trigger: the weights alone name the goal.
+    return [Suspect(kind="all2one", source=None, target=goal, family="weights", score=score)] if mine else []
 
 
 def meant(item: Evidence) -> Evidence:

@@ -15,12 +15,22 @@ from rich.console import Console
 from deepsanitizer import examination
 from deepsanitizer.bench.calibrate import calibrated
 from deepsanitizer.bench.verdicts import auroc, interval, judged, planted
-from deepsanitizer.calibration import LEVEL, VOTING, Calibration, combined, p_value, quantile, shipped, strengths
+from deepsanitizer.calibration import (
+    LEVEL,
+    VOTING,
+    Calibration,
+    accusations,
+    combined,
+    p_value,
+    quantile,
+    shipped,
+    strength,
+)
 from deepsanitizer.errors import CannotJudgeError, UsageError
 from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.report.html import to_html
 from deepsanitizer.report.text import to_text
-from deepsanitizer.stats import separation
+from deepsanitizer.stats import separation, standing_out
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Trigger
 from deepsanitizer.verdict import judge_screen, meant
 
@@ -62,17 +72,51 @@ def test_p_values_are_counted_below_the_tail_and_go_on_beyond_it() -> None:
     assert p_value(1.5, NULL) < 1 / 101
 
 
-def test_a_margin_below_zero_is_no_evidence_however_far_it_leads() -> None:
-    assert separation(-1.0, -30.0, 2.0) == -0.5
-    assert separation(9.0, 1.0, 3.0) == 2.0
-    assert separation(9.0, -4.0, 1.0) == 13.0
+def test_a_lead_counts_in_spreads_of_the_others() -> None:
+    assert standing_out([1.0, 9.0, 1.0, 1.0], 2.0) == 4.0
+    # Without success, too: what a warp does to its target and to no other class.
+    assert standing_out([-3.0, -12.0, -13.0, -12.5], 1.0) > 5
+    assert standing_out([-3.0, None, -3.5, -12.0], 1.0) < 0.2
+    assert standing_out([1.0], 1.0) == standing_out([], 1.0) == 0.0
 
 
-def test_the_strongest_vote_decides_and_supporting_signals_have_none() -> None:
-    votes = [result(0.5), result(2.0, VOTING[1]), result(99.0, "screen head weights"), result(None, VOTING[2])]
-    assert set(strengths(votes, TABLE.nulls)) == {VOTING[0], VOTING[1]}
-    assert combined(votes, TABLE.nulls) == -math.log10(p_value(2.0, NULL))
+def test_weights_alone_name_a_goal_without_a_trigger() -> None:
+    told = judge_screen([Evidence(TABLE.placed(result(9.0, "screen head weights", family="")))], dummies(), TABLE)
+    assert told.name == "backdoored"
+    assert (told.suspects[0].target, told.suspects[0].family) == (3, "weights")
+
+
+def test_a_lead_over_one_rival_counts_in_units_widened_by_it() -> None:
+    assert separation(9.0, 0.0, 3.0) == 3.0
+    assert separation(9.0, 10.0, 3.0) < 0
+    assert separation(-3.0, -12.0, 9.0) == pytest.approx(9 / 12.6)
+    assert separation(20.0, 10.0, 3.0) < separation(10.0, 0.0, 3.0)
+
+
+def test_votes_for_the_same_goal_add_up_and_supporting_signals_have_none() -> None:
+    votes = [result(0.99), result(2.0, VOTING[1]), result(3.0, VOTING[2], target=5),
+             result(99.0, "screen channel bounds"), result(None, VOTING[3]),
+             result(2.5, "screen own goals small", target=None)]
+    told = accusations(votes, TABLE.nulls)
+    assert told[3] == sum(strength(p_value(value, NULL)) for value in (0.99, 2.0))
+    assert told[5] == strength(p_value(3.0, NULL))
+    assert set(told) == {3, 5, None}
+    assert combined(votes, TABLE.nulls) == max(told.values())
     assert combined([], TABLE.nulls) == 0.0
+
+
+def test_what_a_third_of_the_clean_networks_show_is_no_evidence() -> None:
+    assert strength(0.4) == 0.0
+    assert strength(0.01) == pytest.approx(1.5)
+    assert combined([result(0.5, name) for name in VOTING], TABLE.nulls) == 0.0
+
+
+def test_the_score_of_a_screen_is_that_of_the_goal_most_is_said_about() -> None:
+    weak = [result(1.02, name) for name in VOTING[:3]]
+    alone, together = (judge_screen([evidence(r) for r in some], dummies(), TABLE) for some in (weak[:1], weak))
+    assert together.score == pytest.approx(3 * alone.score)
+    apart = judge_screen([evidence(weak[0]), evidence(result(1.02, VOTING[1], target=7))], dummies(), TABLE)
+    assert apart.score == pytest.approx(alone.score)
 
 
 def test_the_verdicts_of_a_screen() -> None:
@@ -112,7 +156,7 @@ def test_the_shipped_calibration_covers_what_it_says() -> None:
 def row(statistic: float, *, trigger: str | None = None, **truth: object) -> dict[str, object]:
     return {"model": f"m{statistic}", "reached": 1.0, "classes": 10, "shape": [3, 32, 32], "label": "x", "truth": {
         "trigger": trigger, "data": "cifar10", "architecture": "a:Net", "mode": "all2one", "asr": None, **truth},
-        "results": [result(statistic), result(statistic / 2, "screen head weights")]}
+        "results": [result(statistic), result(statistic / 2, "screen prediction skew")]}
 
 
 def test_calibration_takes_clean_networks_that_the_dummies_represent() -> None:

@@ -56,8 +56,8 @@ def ranked_ways(case: examination.Case, *, family: str) -> str:
             for item in (everything, ranked)]
     margins = everything.result.margin, ranked.result.margin
     return (f"universal {family}, {classes} classes: {full:.1f} s in full, {short:.1f} s ranked, {full / short:.1f} "
-            f"times as fast ({saved:.1f} times fewer passes); first three {tops[0]} and {tops[1]}, the first one's margin "
-            f"{margins[0]:.2f} and {margins[1]:.2f}")
+            f"times as fast ({saved:.1f} times fewer passes); first three {tops[0]} and {tops[1]}, the first one's "
+            f"margin {margins[0]:.2f} and {margins[1]:.2f}")
 
 
 def imagenet_head(*, steps: int) -> str:
@@ -72,7 +72,8 @@ def imagenet_head(*, steps: int) -> str:
     took, found = _timed(lambda: freeeagle.detect(case.parts, case.run, steps=steps))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     shape = "x".join(map(str, case.parts.feature_shape))
-    return (f"FreeEagle, 1,000 classes, features {shape}, {steps} steps: {took:.0f} s, class {found.result.target} first; peak memory of the process {peak:.2f} GiB")
+    return (f"FreeEagle, 1,000 classes, features {shape}, {steps} steps: {took:.0f} s, class "
+            f"{found.result.target} first; peak memory of the process {peak:.2f} GiB")
 
 
 def _timed(action: Callable[[], Any]) -> tuple[float, Any]:

@@ -19,7 +19,7 @@ import click
 from deepsanitizer.bench.calibrate import calibrated, nulls_of
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import LEVEL, REACHED, VOTING, quantile, read, strengths
+from deepsanitizer.calibration import LEVEL, REACHED, VOTING, accusations, quantile, read
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 from deepsanitizer.types import Evidence
@@ -61,13 +61,12 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
     out = []
     for row in rows:
         results = _without(row, without)["results"]
-        against = strengths(results, table.nulls)
-        first = max(against, key=lambda name: against[name], default="")
-        best = next((r for r in results if r.name == first), None)
-        kind = "" if best is None else meant(Evidence(best)).result.kind
-        pairs = max((r for r in results if "pairs" in r.name), key=lambda r: against.get(r.name, 0.0), default=None)
-        out.append(Judged(row, against.get(first, 0.0) / threshold, None if best is None else best.target,
-                          None if pairs is None else pairs.source, kind))
+        told = accusations(results, table.nulls)
+        goal = max(told, key=lambda goal: told[goal], default=None)
+        placed = sorted((table.placed(r) for r in results), key=lambda r: -(r.score or 0.0))
+        kind = next((meant(Evidence(r)).result.kind for r in placed if r.target == goal and r.score is not None), "")
+        source = next((r.source for r in placed if r.kind == "specific"), None)
+        out.append(Judged(row, told.get(goal, 0.0) / threshold, goal, source, kind))
     return out
 
 

@@ -55,6 +55,7 @@ _HOW: Mapping[str, str] = {
     "filter": "a change of its colours, as a photo filter makes",
     "grating": "a faint grating over the whole image",
     "warp": "a slight bending of the picture",
+    "weights": "a trigger that no search recovered (the last layer leans towards that class)",
 }
 
 CALIBRATED = ("calibrated", "The threshold is what 2 % of the clean networks of the calibration exceed. How often a "

@@ -1,10 +1,10 @@
 """Weight signature of the last layer: does one class's row of weights stand out?
 
-What: the mean weight of each class's row of the last linear layer, less the mean over classes; the score is how far
-the largest is above the median, in median absolute deviations.
+What: the mean weight of each class's row of the last linear layer, less the mean over classes, in deviations of all its
+weights; the statistic is by how many spreads of the others the largest leads the next.
 Why it works, where it does: training on triggered images of all classes pushes the target's weights up as a whole.
 Limits: looks at one layer; a trojan that leaves the head alone is not seen. Costs nothing.
-Reference: Fields et al., "Trojan Signatures in DNN Weights", ICCV Workshops 2021.
+Reference: Fields et al., "Trojan Signatures in DNN Weights", ICCV Workshops 2021; the statistic is ours.
 """
 
 import torch
@@ -12,8 +12,10 @@ from torch import nn
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.signals.outlier import not_applicable, supporting
-from deepsanitizer.stats import robust_z
+from deepsanitizer.stats import standing_out
 from deepsanitizer.types import Evidence
+
+LEAST_SPREAD = 0.02  # of row means, in deviations of the weights
 
 
 @torch.no_grad()
@@ -28,4 +30,4 @@ def detect(classifier: Classifier) -> Evidence:
     rows = layers[-1].weight.flatten(1).float()
     means = (rows.mean(1) / rows.std().clamp_min(1e-12)).cpu()
     values = (means - means.mean()).tolist()
-    return supporting("head weights", values, robust_z(values, least_spread=1e-3))
+    return supporting("head weights", values, standing_out(values, LEAST_SPREAD))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import Places, column_means, own_goals, places, triggers_at
-from deepsanitizer.signals.universal import plain_margin, unit_of
-from deepsanitizer.stats import lead_over, robust_z, separation, top_two
+from deepsanitizer.signals.universal import LEAST_SPREAD, plain_margin, unit_of
+from deepsanitizer.stats import lead_over, robust_z, separation, standing_out, top_two
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 
@@ -46,7 +46,7 @@ def _all2one(found: Places, unit: float, passes: float, plain: float) -> Evidenc
     place = int(columns[:, target].argmax())
     # Two nulls: what other classes reach anywhere, and what the target reaches at other places. A full-image
     # trigger is reached from everywhere and is no local one.
-    statistic = separation(margin, runner_up, plain)  # the median place hides strong triggers (log, 36)
+    statistic = standing_out(values, LEAST_SPREAD * plain)  # the median place hides strong triggers (log, 36)
     runner_up = max(runner_up, columns[:, target].median().item())
     reached = found.cells[place, :, target]
     success = (reached[reached.isfinite()] > 0).float().mean().item()

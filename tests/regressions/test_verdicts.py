@@ -1,0 +1,47 @@
+"""The stored screens of real networks, judged again: the tables in the docs, the misses and the false alarms in them.
+
+What was found once must stay found, and what was clean must stay clean, whatever is changed in the verdict. The lists
+of misses and of false alarms are those of `benchmarks/results/detection.md`, which this file compares line by line.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepsanitizer.bench.calibrate import calibrated
+from deepsanitizer.bench.detection import load_rows
+from deepsanitizer.bench.verdicts import judged, report
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+pytestmark = pytest.mark.skipif(not (RESULTS / "detection").is_dir(), reason="the stored rows are not installed")
+
+
+@pytest.fixture(scope="module")
+def groups() -> dict[str, list[dict[str, Any]]]:
+    folder = RESULTS / "detection"
+    return {name + suffix: load_rows(folder / name, what)  # type: ignore[arg-type]
+            for name in ("calibration", "clean", "trojaned", "zoo")
+            for suffix, what in (("", "screen"), (".published", "published"))}
+
+
+def test_the_table_in_the_docs_is_what_the_stored_screens_say(groups: dict[str, list[dict[str, Any]]]) -> None:
+    assert report(groups) == (RESULTS / "detection.md").read_text("utf-8")
+
+
+def test_the_shipped_calibration_is_what_the_stored_screens_give(groups: dict[str, list[dict[str, Any]]]) -> None:
+    stored = json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text())
+    assert json.loads(json.dumps(calibrated(groups["calibration"]))) == stored
+
+
+def test_no_clean_network_of_ordinary_size_is_accused(groups: dict[str, list[dict[str, Any]]]) -> None:
+    sound = [row for row in groups["zoo"] if not row["truth"]["trigger"]]
+    assert len(sound) == 9
+    assert [j.row["model"] for j in judged(sound, _usable(groups)) if j.accused] == []
+
+
+def _usable(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    left_out = calibrated(groups["calibration"])["provenance"]["left out"]
+    return [row for row in groups["calibration"] if row["model"] not in left_out]
