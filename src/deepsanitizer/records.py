@@ -41,7 +41,9 @@ class SignalResult:
     margin: float | None = None  # its statistic
     runner_up: float | None = None  # the next class's
     z: float | None = None  # (margin - median) / MAD over classes
-    score: float | None = None  # higher is worse; 1 is where this signal alone would accuse; None: it never does
+    # Higher is worse; 1 is where this signal alone would accuse; None: it never does. Of a screen: those that name the
+    # same target add up.
+    score: float | None = None
     statistic: float | None = None  # what is compared with clean networks; higher is worse
     p_value: float | None = None  # that a clean network has a statistic as high, from the calibration; None: unknown
     clean: list[float] = field(default_factory=list)  # the statistic's median, 90 and 98 % quantile over clean networks

@@ -23,6 +23,7 @@ from deepsanitizer.report.words import (
     margin_limit,
     number,
     percent,
+    said_of_goals,
     seconds,
     shorten,
     suspect_words,
@@ -112,10 +113,12 @@ def _screened(report: ScanReport) -> list[dict[str, Any]]:
     return [{"result": s, "goal": "–" if s.target is None else _name(report, s.target)} for s in screened]
 
 
-def _screen_chart(report: ScanReport) -> Markup:
-    rows = [charts.Row(s.name.removeprefix("screen "), s.score, s.score >= report.threshold)
-            for s in report.signals if s.stage == "screen" and s.score is not None]
-    return charts.bars(rows, threshold=report.threshold, what="signals") if rows else Markup("")
+def _screen_chart(report: ScanReport, *, most: int = 8) -> Markup:
+    """What the voting signals say together about each class, most first."""
+    said = sorted(said_of_goals(report.signals).items(), key=lambda item: -item[1])
+    rows = [charts.Row("own goals" if goal is None else _name(report, goal), score, score >= report.threshold)
+            for goal, score in said[:most]]
+    return charts.bars(rows, threshold=report.threshold, what="classes") if rows else Markup("")
 
 
 def _signal(signal: SignalResult, report: ScanReport) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _screen(report: ScanReport, out: _Printer) -> None:
     screened = [signal for signal in report.signals if signal.stage == "screen" and signal.statistic is not None]
     if not screened:
         return
-    out.heading("Against clean networks (a score of 1 or more accuses; without score: supporting)")
+    out.heading("Against clean networks (scores for the same class add up, 1 or more accuses; no score: supporting)")
     rows = []
     for signal in sorted(screened, key=lambda s: -(s.score if s.score is not None else -math.inf)):
         goal = "-" if signal.target is None else class_name(report.model, signal.target, longest=16)
