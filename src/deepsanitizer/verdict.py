@@ -65,7 +65,9 @@ def by_goal(evidence: Sequence[Evidence]) -> dict[int | None, float]:
 def _told_of(goal: int | None, score: float, evidence: Sequence[Evidence]) -> list[Suspect]:
     """The suspect that the strongest signal which names a goal, and found a trigger if any did, describes."""
     mine = [item for item in leading(evidence) if item.result.target == goal]
-    for item in mine:
+    # A pair has no vote; where it leads all others, it says from which source the goal is reached.
+    pairs = [item for item in evidence if item.result.kind == "specific" and item.result.target == goal]
+    for item in pairs + mine if mine else []:
         if item.triggers:
             return [Suspect(kind=item.result.kind, source=item.result.source, target=goal,
                             family=item.triggers[0].family, score=score)]

@@ -27,7 +27,7 @@ from deepsanitizer.verdict import meant
 
 PLANTED = {"all2one": 60.0, "specific": 60.0, "all2all": 35.0}  # percent
 # The signals that search the family of an attack.
-OF_ATTACK = {"patch": ("screen place", "screen pairs", "screen own goals"), "blend": ("screen blend",),
+OF_ATTACK = {"patch": ("screen place", "screen own goals"), "blend": ("screen blend",),
              "tint": ("screen filter",), "warp": ("screen warp",), "grating": ("screen grating",)}
 Row: TypeAlias = dict[str, Any]
 
@@ -64,8 +64,12 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         told = accusations(results, table.nulls)
         goal = max(told, key=lambda goal: told[goal], default=None)
         placed = sorted((table.placed(r) for r in results), key=lambda r: -(r.score or 0.0))
-        kind = next((meant(Evidence(r)).result.kind for r in placed if r.target == goal and r.score is not None), "")
-        source = next((r.source for r in placed if r.kind == "specific"), None)
+        pair = next((r for r in placed if r.kind == "specific"), None)
+        if pair is not None and pair.target == goal and meant(Evidence(pair)).result.kind == "specific":
+            kind: str = "specific"
+        else:
+            kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
+        source = None if pair is None else pair.source
         out.append(Judged(row, told.get(goal, 0.0) / threshold, goal, source, kind))
     return out
 

@@ -38,7 +38,7 @@ def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
 
 
 def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen") -> tuple[Evidence, ...]:
-    """The short searches on which the calibrated verdict rests, and the supporting signals; under 50,000 passes for 10
+    """The short searches on which the calibrated verdict rests, and the supporting signals; under 45,000 passes for 10
     classes with `SCREEN_DUMMIES`.
 
     What the null distributions in `calibration.json` were measured with: a change here needs them measured again.
@@ -50,12 +50,12 @@ def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen")
                                 steps=28, batch=16, short=(8, 8), finalists=5, score_on=64)
         evidence.append(replace(item, result=replace(item.result, name=name)))
     evidence.append(dictionary.detect(classifier, dummies, run, family="grating", first=10, second=48))
-    # Windows differ with the size of the image: named by their order, as the null distributions are.
-    for size, (window, stride) in zip(("small", "large"), windows_for(classifier.spec.shape), strict=False):
-        found = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose, first=(6, 8),
-                             second=(10, 14), score_on=100)
-        evidence += [replace(item, result=replace(item.result, name=f"{name} {size}"))
-                     for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
+    # Larger windows reach natural evidence, and add nothing to the others (docs/research/log.md, 36).
+    window, stride = windows_for(classifier.spec.shape)[0]
+    found = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose, first=(6, 8),
+                         second=(10, 14), score_on=100)
+    evidence += [replace(item, result=replace(item.result, name=name))
+                 for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
     evidence += [bounded_gap.detect(classifier, dummies, run), skew.detect(classifier, run),
                  head_weights.detect(classifier), lipschitz.detect(classifier)]
     return tuple(replace(item, result=replace(item.result, name=f"screen {item.result.name}", stage="screen"))

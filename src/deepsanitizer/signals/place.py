@@ -79,9 +79,17 @@ def _all2all(found: Places, unit: float, plain: float) -> Evidence:
     result = SignalResult(
         name=f"own goals {found.window}", kind="all2all", applicable=True, margin=margin, runner_up=null,
         z=robust_z(mean.tolist()), success=(cells[cells.isfinite()] > 0).float().mean().item(),
-        score=lead_over(margin, null) / unit, statistic=separation(margin, shared, plain), family="place",
-        window=found.window, matrix=_matrix(found.cells[place]))
+        score=lead_over(margin, null) / unit, statistic=_permuting(margin, shared, null, plain, classes),
+        family="place", window=found.window, matrix=_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, value, target=None, source=None, goals=goals))
+
+
+def _permuting(margin: float, shared: float, null: float, plain: float, classes: int) -> float:
+    """What is compared with clean networks: own goals must lead the best shared goal at the place, which with more
+    classes they do anyway, and own goals at other places.
+    """
+    over_shared = max(0.0, separation(margin, shared, plain)) / math.log(max(classes, 2))
+    return over_shared * max(0.0, separation(margin, null, plain))
 
 
 def _specific(found: Places, unit: float, plain: float) -> Evidence:
@@ -90,8 +98,6 @@ def _specific(found: Places, unit: float, plain: float) -> Evidence:
     cell, margin, runner_up = top_two(best.flatten().tolist())
     source, target = divmod(cell, classes)
     place = int(where[source, target])
-    # Whatever carries one source to a goal carries others along a little: the null is the other goals.
-    elsewhere = best[:, torch.arange(classes) != target].max().item()
     # A column in which other sources are carried along is all-to-one, told by that statistic.
     column = found.cells[place, :, target]
     others = column[column.isfinite() & (torch.arange(classes) != source)]
@@ -100,7 +106,7 @@ def _specific(found: Places, unit: float, plain: float) -> Evidence:
     result = SignalResult(
         name=f"pairs {found.window}", kind="specific", applicable=True, source=source, target=target, margin=margin,
         runner_up=runner_up, success=carried, score=lead if carried < 0.5 else 0.0, family="place",
-        statistic=separation(margin, elsewhere, plain), window=found.window,
+        statistic=separation(margin, runner_up, plain) / math.log(max(classes, 2)), window=found.window,
         reason="" if carried < 0.5 else "other sources are carried along: see all-to-one",
         matrix=_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, found.cells[:, source, target], target=target, source=source))
