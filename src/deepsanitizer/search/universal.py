@@ -35,11 +35,11 @@ def margin_to(logits: Tensor, classes: Tensor) -> Tensor:
 
 def universal(classifier: Classifier, dummies: Dummies, family: str, classes: list[int], run: Run, *, purpose: str,
               strengths: Tensor | None = None, start: dict[str, Tensor] | None = None, steps: int = 40,
-              batch: int = 32, noise: float | None = None, source: int | None = None, score_on: int = 96,
-              images_at_once: int = 640) -> Found:
+              batch: int = 32, noise: float | None = None, lr: float | None = None, source: int | None = None,
+              score_on: int = 96, images_at_once: int = 640) -> Found:
     """Search one transformation for each entry of `classes` (repeat a class for restarts), side by side.
 
-    `strengths` (G,) replaces the family's own, `start` its random parameters; `source` keeps to dummies of one class.
+    `strengths` (G,) and `lr` replace the family's own, `start` its random parameters; `source` keeps to dummies of one class.
     At most `images_at_once` images go through the network together. Costs len(classes) * batch * steps passes and a
     little for the scores.
     """
@@ -47,16 +47,17 @@ def universal(classifier: Classifier, dummies: Dummies, family: str, classes: li
     goal = torch.tensor(classes, device=device)
     strength = torch.full((len(classes),), kind.strength) if strengths is None else strengths
     strength = strength.to(device)
+    rate = kind.lr if lr is None else lr
     deviation = kind.noise if noise is None else noise
     begin = kind.init(len(classes), classifier.spec.shape, generator) if start is None else start
     params = {name: value.detach().clone().to(device).requires_grad_(value.is_floating_point())
               for name, value in begin.items()}
     free = [value for value in params.values() if value.requires_grad]
-    optimiser = torch.optim.Adam(free, lr=kind.lr, betas=(0.5, 0.9))
+    optimiser = torch.optim.Adam(free, lr=rate, betas=(0.5, 0.9))
     images, labels = _of_source(dummies, source)
     for step in range(steps):
         run.step(f"searching {family} triggers", step, steps)
-        optimiser.param_groups[0]["lr"] = kind.lr * (0.3 + 0.35 * (1 + math.cos(math.pi * step / steps)))
+        optimiser.param_groups[0]["lr"] = rate * (0.3 + 0.35 * (1 + math.cos(math.pi * step / steps)))
         chosen = torch.randint(len(images), (min(batch, len(images)),), generator=generator).to(device)
         grain = (deviation * torch.randn(images[chosen].shape, generator=generator)).to(device) if deviation else None
         optimiser.zero_grad()

@@ -18,10 +18,11 @@ from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
 UNIVERSAL_FAMILIES = ("add", "blend", "patch", "filter", "warp")
-# Families of the screen, and at which share of their strength: a faint trigger stands out at half of it, where natural
-# patterns no longer work. What an additive or a free patch search finds, these or places find too.
-SCREEN_FAMILIES = (("blend", "blend", 1.0), ("blend faint", "blend", 0.5), ("filter", "filter", 1.0),
-                   ("warp", "warp", 1.0))
+# Families of the screen, at which share of their strength and at which rate. A faint trigger stands out at half of it,
+# where natural patterns no longer work; a tint that sits in a corner of what filters can do, beyond it and at a higher
+# rate. What an additive or a free patch search finds, these or places find too.
+SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, None), ("filter", "filter", 1.0, None),
+                   ("filter strong", "filter", 5 / 3, 0.3), ("warp", "warp", 1.0, None))
 
 SCREEN_DUMMIES = 300
 
@@ -38,16 +39,16 @@ def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
 
 
 def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen") -> tuple[Evidence, ...]:
-    """The short searches on which the calibrated verdict rests, and the supporting signals; under 45,000 passes for 10
+    """The short searches on which the calibrated verdict rests, and the supporting signals; under 50,000 passes for 10
     classes with `SCREEN_DUMMIES`.
 
     What the null distributions in `calibration.json` were measured with: a change here needs them measured again.
     """
     classifier = parts.classifier
     evidence = []
-    for name, family, share in SCREEN_FAMILIES:
-        item = universal.detect(classifier, dummies, run, family=family, share=share, purpose=f"{purpose} {name}",
-                                steps=28, batch=16, short=(8, 8), finalists=5, score_on=64)
+    for name, family, share, lr in SCREEN_FAMILIES:
+        item = universal.detect(classifier, dummies, run, family=family, share=share, lr=lr,
+                                purpose=f"{purpose} {name}", steps=28, batch=16, short=(8, 8), finalists=5, score_on=64)
         evidence.append(replace(item, result=replace(item.result, name=name)))
     evidence.append(dictionary.detect(classifier, dummies, run, family="grating", first=10, second=48))
     # Larger windows reach natural evidence, and add nothing to the others (docs/research/log.md, 36).

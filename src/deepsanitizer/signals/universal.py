@@ -34,8 +34,8 @@ def unit_of(dummies: Dummies) -> float:
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, purpose: str = "scan", steps: int = 40,
            batch: int = 32, all_classes_up_to: int = 12, short: tuple[int, int] = (12, 12), finalists: int = 8,
-           share: float = 1.0, score_on: int = 96) -> Evidence:
-    """One family, all classes side by side, at `share` of the family's strength.
+           share: float = 1.0, lr: float | None = None, score_on: int = 96) -> Evidence:
+    """One family, all classes side by side, at `share` of the family's strength and its own rate or `lr`.
 
     Above `all_classes_up_to` classes a `short` search (steps, images) ranks them all and the best `finalists` are
     searched in full; the others keep their short margins. The score is the target's lead over the next class (or
@@ -46,12 +46,12 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
     per_target: list[float | None] = [None] * len(classes)
     if len(classes) > all_classes_up_to:
         ranked = universal(classifier, dummies, family, classes, run, purpose=f"{purpose} {family} short",
-                           steps=short[0], batch=short[1], score_on=32,
+                           steps=short[0], batch=short[1], score_on=32, lr=lr,
                            strengths=torch.full((len(classes),), strength))
         per_target = [float(value) for value in ranked.margin]
         classes = ranked.margin.topk(finalists).indices.tolist()
     found = universal(classifier, dummies, family, classes, run, purpose=f"{purpose} {family}", steps=steps,
-                      batch=batch, score_on=score_on, strengths=torch.full((len(classes),), strength))
+                      batch=batch, score_on=score_on, lr=lr, strengths=torch.full((len(classes),), strength))
     for index, target in enumerate(classes):
         per_target[target] = found.margin[index].item()
     margins = found.margin.tolist()
