@@ -19,8 +19,8 @@ from deepsanitizer.types import SignalResult
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
 FREE = 0.8  # of -log10 of a p-value: what a sixth of the clean networks show is no evidence
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
-VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp", "screen grating",
-          "screen place", "screen own goals", "screen head weights")
+VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",
+          "screen grating", "screen place", "screen own goals", "screen head weights")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,9 @@ def universal(classifier: Classifier, dummies: Dummies, family: str, classes: li
               score_on: int = 96, images_at_once: int = 640) -> Found:
     """Search one transformation for each entry of `classes` (repeat a class for restarts), side by side.
 
-    `strengths` (G,) and `lr` replace the family's own, `start` its random parameters; `source` keeps to dummies of one class.
-    At most `images_at_once` images go through the network together. Costs len(classes) * batch * steps passes and a
-    little for the scores.
+    `strengths` (G,) and `lr` replace the family's own, `start` its random parameters; `source` keeps to
+    dummies of one class. At most `images_at_once` images go through the network together.
+    Costs len(classes) * batch * steps passes and a little for the scores.
     """
     kind, generator, device = FAMILIES[family], run.generator(purpose), classifier.compute.device
     goal = torch.tensor(classes, device=device)
