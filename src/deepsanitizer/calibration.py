@@ -47,9 +47,10 @@ class Calibration:
         """A result of the screen with its place among clean networks and, where it votes, its share of the score."""
         null = self.nulls.get(result.name)
         if null is None or not result.applicable or result.statistic is None:
-            return replace(result, score=None)
+            return replace(result, score=None, threshold=None)
         p = p_value(result.statistic, null)
-        return replace(result, p_value=p, clean=[null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)],
+        clean = [null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)]
+        return replace(result, p_value=p, threshold=None, clean=clean,
                        score=strength(p) / self.threshold() if result.name in VOTING else None)
 
 

@@ -116,7 +116,8 @@ def _screened(report: ScanReport) -> list[dict[str, Any]]:
 def _screen_chart(report: ScanReport, *, most: int = 8) -> Markup:
     """What the voting signals say together about each class, most first."""
     said = sorted(said_of_goals(report.signals).items(), key=lambda item: -item[1])
-    rows = [charts.Row("own goals" if goal is None else _name(report, goal), score, score >= report.threshold)
+    rows = [charts.Row("own goals" if goal is None else class_name(report.model, goal), score,
+                       score >= report.threshold)
             for goal, score in said[:most]]
     return charts.bars(rows, threshold=report.threshold, what="classes") if rows else Markup("")
 
