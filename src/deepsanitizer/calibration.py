@@ -17,7 +17,9 @@ from typing import Any
 from deepsanitizer.types import SignalResult
 
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
-FREE = 0.8  # of -log10 of a p-value: what a sixth of the clean networks show is no evidence
+FREE = 0.5  # of -log10 of a p-value: what a third of the clean networks show is no evidence
+MOST = 3.0  # that one family may say: p-values far below one in the number of clean networks are extrapolated
+ALONE = 2.5  # weight of own goals: no other signal can speak of a permutation, while seven can speak of a class
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",
           "screen grating", "screen place", "screen own goals", "screen head weights")
@@ -43,20 +45,42 @@ class Calibration:
         """The combined statistic that so many clean networks exceed."""
         return quantile(self.combined, level)
 
-    def placed(self, result: SignalResult) -> SignalResult:
-        """A result of the screen with its place among clean networks and, where it votes, its share of the score."""
-        null = self.nulls.get(result.name)
-        if null is None or not result.applicable or result.statistic is None:
-            return replace(result, score=None, threshold=None)
-        p = p_value(result.statistic, null)
-        clean = [null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)]
-        return replace(result, p_value=p, threshold=None, clean=clean,
-                       score=strength(p) / self.threshold() if result.name in VOTING else None)
+    def placed(self, results: Sequence[SignalResult]) -> list[SignalResult]:
+        """The results of a screen with their places among clean networks and, where they vote, shares of the score.
+
+        Of two searches of one family that name the same goal only the stronger has a share.
+        """
+        spoken = said(results, self.nulls)
+        placed = []
+        for result in results:
+            null = self.nulls.get(result.name)
+            if null is None or not result.applicable or result.statistic is None:
+                placed.append(replace(result, score=None, threshold=None))
+                continue
+            votes = result.name in VOTING
+            placed.append(replace(
+                result, threshold=None, p_value=p_value(result.statistic, null),
+                clean=[null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)],
+                score=spoken.get(result.name, 0.0) / self.threshold() if votes else None))
+        return placed
 
 
-def strength(p: float) -> float:
+def strength(p: float, *, alone: bool = False) -> float:
     """How strongly one signal speaks against a network: -log10 of its p-value, less what any network shows."""
-    return max(0.0, -math.log10(p) - FREE)
+    told = max(0.0, -math.log10(p) - FREE)
+    return ALONE * told if alone else min(MOST, told)
+
+
+def said(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """What each voting signal says, by name; of one family's searches for the same goal the stronger alone."""
+    strongest: dict[tuple[int | None, str], tuple[float, str]] = {}
+    for result in results:
+        null = nulls.get(result.name)
+        if result.name in VOTING and result.applicable and result.statistic is not None and null is not None:
+            told = strength(p_value(result.statistic, null), alone=result.target is None)
+            key = (result.target, result.family or result.name)
+            strongest[key] = max(strongest.get(key, (-1.0, "")), (told, result.name))
+    return {name: told for told, name in strongest.values()}
 
 
 def accusations(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> dict[int | None, float]:
@@ -66,11 +90,10 @@ def accusations(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[fl
     signals that name the same goal add up. That they are not independent, and that the largest of several goals counts,
     is accounted for by the combination's own null distribution.
     """
-    told: dict[int | None, float] = {}
+    spoken, told = said(results, nulls), dict[int | None, float]()
     for result in results:
-        null = nulls.get(result.name)
-        if result.name in VOTING and result.applicable and result.statistic is not None and null is not None:
-            told[result.target] = told.get(result.target, 0.0) + strength(p_value(result.statistic, null))
+        if result.name in spoken:
+            told[result.target] = told.get(result.target, 0.0) + spoken[result.name]
     return told
 
 

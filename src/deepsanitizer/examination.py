@@ -126,7 +126,8 @@ def examine_shortly(case: Case) -> Examined:
             f"the screen is calibrated on {calibration.classes[0]} to {calibration.classes[1]} classes and images of "
             f"{calibration.side[0]} to {calibration.side[1]} pixels only", "Scan in full, without --screen.")
     dummies, evidence = screened(case)
-    evidence = tuple(meant(replace(item, result=calibration.placed(item.result))) for item in evidence)
+    placed = calibration.placed([item.result for item in evidence])
+    evidence = tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
     return Examined(dummies, judge_screen(evidence, dummies, calibration), tuple(item.result for item in evidence),
                     evidence)
 

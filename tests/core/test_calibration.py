@@ -17,6 +17,7 @@ from deepsanitizer.bench.calibrate import calibrated
 from deepsanitizer.bench.verdicts import auroc, interval, judged, planted
 from deepsanitizer.calibration import (
     LEVEL,
+    MOST,
     VOTING,
     Calibration,
     accusations,
@@ -40,7 +41,7 @@ TABLE = Calibration(100, dict.fromkeys(VOTING, NULL), NULL, (8, 43), (32, 32), {
 
 
 def result(statistic: float | None, name: str = VOTING[0], **fields: object) -> SignalResult:
-    given = {"applicable": True, "target": 3, "family": "blend", "margin": 9.0, "runner_up": 1.0} | fields
+    given = {"applicable": True, "target": 3, "family": name, "margin": 9.0, "runner_up": 1.0} | fields
     return SignalResult(name=name, statistic=statistic, stage="screen", **given)  # type: ignore[arg-type]
 
 
@@ -49,7 +50,7 @@ def dummies(reached: int = 10) -> Dummies:
 
 
 def evidence(found: SignalResult) -> Evidence:
-    found = TABLE.placed(found)
+    (found,) = TABLE.placed([found])
     return meant(Evidence(found, (Trigger("blend", {}, 0.1, found.target, found.source, 5.0),)))
 
 
@@ -81,7 +82,8 @@ def test_a_lead_counts_in_spreads_of_the_others() -> None:
 
 
 def test_weights_alone_name_a_goal_without_a_trigger() -> None:
-    told = judge_screen([Evidence(TABLE.placed(result(9.0, "screen head weights", family="")))], dummies(), TABLE)
+    (placed,) = TABLE.placed([result(9.0, "screen head weights", family="")])
+    told = judge_screen([Evidence(placed)], dummies(), TABLE)
     assert told.name == "backdoored"
     assert (told.suspects[0].target, told.suspects[0].family) == (3, "weights")
 
@@ -100,15 +102,25 @@ def test_votes_for_the_same_goal_add_up_and_supporting_signals_have_none() -> No
     told = accusations(votes, TABLE.nulls)
     assert told[3] == sum(strength(p_value(value, NULL)) for value in (0.99, 2.0))
     assert told[5] == strength(p_value(3.0, NULL))
+    assert told[None] == strength(p_value(2.5, NULL), alone=True) > strength(p_value(2.5, NULL))
     assert set(told) == {3, 5, None}
     assert combined(votes, TABLE.nulls) == max(told.values())
     assert combined([], TABLE.nulls) == 0.0
 
 
-def test_what_a_sixth_of_the_clean_networks_show_is_no_evidence() -> None:
-    assert strength(0.17) == 0.0
-    assert strength(0.01) == pytest.approx(1.2)
-    assert combined([result(0.8, name) for name in VOTING], TABLE.nulls) == 0.0
+def test_what_a_third_of_the_clean_networks_show_is_no_evidence() -> None:
+    assert strength(0.4) == 0.0
+    assert strength(0.01) == pytest.approx(1.5)
+    assert strength(1e-12) == strength(1e-5) == MOST
+    assert combined([result(0.5, name) for name in VOTING], TABLE.nulls) == 0.0
+
+
+def test_two_searches_of_one_family_speak_once_for_a_goal() -> None:
+    strong, weak = result(1.1, VOTING[0], family="blend"), result(1.05, VOTING[1], family="blend")
+    assert combined([strong, weak], TABLE.nulls) == combined([strong], TABLE.nulls)
+    assert next(r.score for r in TABLE.placed([weak, strong])) == 0.0
+    apart = accusations([strong, result(1.05, VOTING[1], family="blend", target=5)], TABLE.nulls)
+    assert apart[5] > 0
 
 
 def test_the_score_of_a_screen_is_that_of_the_goal_most_is_said_about() -> None:

@@ -63,7 +63,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         results = _without(row, without)["results"]
         told = accusations(results, table.nulls)
         goal = max(told, key=lambda goal: told[goal], default=None)
-        placed = sorted((table.placed(r) for r in results), key=lambda r: -(r.score or 0.0))
+        placed = sorted(table.placed(results), key=lambda r: -(r.score or 0.0))
         pair = next((r for r in placed if r.kind == "specific"), None)
         if pair is not None and pair.target == goal and meant(Evidence(pair)).result.kind == "specific":
             kind: str = "specific"
