@@ -39,7 +39,7 @@ def scan(model: Loaded | nn.Module, *, spec: InputSpec | None = None, layer: str
 
     `model` is what `load` returned, or any nn.Module with its `spec`. `timeout` is in seconds. `screen` takes the short
     searches only, a third of the cost, and compares them with clean networks: it accuses about 2 % of networks like
-    those, and misses more (docs/method.md).
+    those (docs/method.md).
     Raises DeepSanitizerError where the model cannot be judged.
     """
     return scan_with_evidence(model, spec=spec, layer=layer, device=device, seed=seed, effort=effort,

@@ -39,7 +39,7 @@ _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thoro
 @click.option("--reports", type=file_path(), metavar="DIR",
               help="For a folder of models: keep each report there; the next run reads them and scans the rest.")
 @click.option("--screen", is_flag=True, help="Short searches only, compared with clean networks: a third of the cost, "
-              "a calibrated verdict that accuses about 2 % of clean networks, and more misses.")
+              "and a calibrated verdict: about 2 % of clean networks like those are accused.")
 @_EFFORT
 @model_options
 @common_options()
