@@ -19,10 +19,10 @@ from deepsanitizer.types import SignalResult
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
 FREE = 0.5  # of -log10 of a p-value: what a third of the clean networks show is no evidence
 MOST = 3.0  # that one family may say: p-values far below one in the number of clean networks are extrapolated
-ALONE = 2.5  # weight of own goals: no other signal can speak of a permutation, while seven can speak of a class
+ALONE = 2.5  # weight of own goals: no other signal can speak of a permutation, while eight can speak of a class
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",
-          "screen grating", "screen place", "screen own goals", "screen head weights")
+          "screen grating", "screen place", "screen own goals", "screen maximum margin", "screen head weights")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,9 @@ from deepsanitizer.types import Evidence, Run
 
 def detect(classifier: Classifier, run: Run, *, images: int = 30, steps: int = 300, lr: float = 1e-2,
            momentum: float = 0.2, images_at_once: int = 640, purpose: str = "maximum margin") -> Evidence:
-    """All classes in one batch; the statistic is -log10 of the p-value."""
+    """All classes in one batch; the statistic is -log10 of the p-value. The screen takes few images and steps, at a
+    higher rate, and compares the lead with clean networks.
+    """
     before, generator, device = run.meter.passes, run.generator(purpose), classifier.compute.device
     classes = classifier.spec.num_classes
     start = torch.rand(classes, images, *classifier.spec.shape, generator=generator)
