@@ -34,11 +34,12 @@ class Calibration:
     combined: tuple[float, ...]
     classes: tuple[int, int]  # least and most
     side: tuple[int, int]  # of an image, in pixels
+    channels: tuple[int, ...]
     provenance: Mapping[str, Any]
 
     def covers(self, classes: int, shape: Sequence[int]) -> bool:
         """Whether networks with such an input, (C, H, W), were among the calibration networks."""
-        return (self.classes[0] <= classes <= self.classes[1]
+        return (self.classes[0] <= classes <= self.classes[1] and shape[0] in self.channels
                 and all(self.side[0] <= side <= self.side[1] for side in shape[1:]))
 
     def threshold(self, level: float = LEVEL) -> float:
@@ -111,7 +112,8 @@ def shipped() -> Calibration:
 def read(table: Mapping[str, Any]) -> Calibration:
     """From the JSON object that `bench.calibrate` writes."""
     return Calibration(table["models"], {name: tuple(values) for name, values in table["nulls"].items()},
-                       tuple(table["combined"]), tuple(table["classes"]), tuple(table["side"]), table["provenance"])
+                       tuple(table["combined"]), tuple(table["classes"]), tuple(table["side"]),
+                       tuple(table["channels"]), table["provenance"])
 
 
 def p_value(statistic: float, null: Sequence[float], *, tail: float = 0.1) -> float:

@@ -124,7 +124,8 @@ def examine_shortly(case: Case) -> Examined:
     if not calibration.covers(case.loaded.spec.num_classes, case.loaded.spec.shape):
         raise CannotJudgeError(
             f"the screen is calibrated on {calibration.classes[0]} to {calibration.classes[1]} classes and images of "
-            f"{calibration.side[0]} to {calibration.side[1]} pixels only", "Scan in full, without --screen.")
+            f"{calibration.side[0]} to {calibration.side[1]} pixels and {' or '.join(map(str, calibration.channels))} "
+            "channels only", "Scan in full, without --screen.")
     dummies, evidence = screened(case)
     placed = calibration.placed([item.result for item in evidence])
     evidence = tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))

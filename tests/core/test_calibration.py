@@ -37,7 +37,7 @@ from deepsanitizer.verdict import judge_screen, meant
 
 PlantedOf: TypeAlias = Callable[[Attack], Planted]
 NULL = tuple(k / 100 for k in range(100))
-TABLE = Calibration(100, dict.fromkeys(VOTING, NULL), NULL, (8, 43), (32, 32), {})
+TABLE = Calibration(100, dict.fromkeys(VOTING, NULL), NULL, (8, 43), (32, 32), (3,), {})
 
 
 def result(statistic: float | None, name: str = VOTING[0], **fields: object) -> SignalResult:
@@ -166,6 +166,7 @@ def test_the_shipped_calibration_covers_what_it_says() -> None:
     assert table.covers(10, (3, 32, 32))
     assert not table.covers(2, (3, 32, 32))
     assert not table.covers(10, (3, 224, 224))
+    assert not table.covers(40, (1, 32, 32))
     assert p_value(table.threshold(), table.combined) == pytest.approx(LEVEL)
 
 
@@ -205,7 +206,7 @@ def test_a_short_scan_judges_against_clean_networks_only_where_they_are_alike(
     with pytest.raises(CannotJudgeError, match="without --screen"):
         scan(model, spec=SPEC, screen=True, device="cpu")
     low = tuple(k / 1000 for k in range(100))
-    alike = Calibration(100, dict.fromkeys(VOTING, low), NULL, (2, 43), (8, 32), {})
+    alike = Calibration(100, dict.fromkeys(VOTING, low), NULL, (2, 43), (8, 32), (3,), {})
     monkeypatch.setattr(examination, "shipped", lambda: alike)
     told = scan(model, spec=SPEC, screen=True, device="cpu")
     assert (told.verdict, told.calibrated, told.suspects[0].target) == ("backdoored", True, TARGET)

@@ -36,6 +36,7 @@ def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
     classes = [row["classes"] for row in usable]
     return {
         "models": len(usable), "classes": [min(classes), max(classes)], "side": [min(sides), max(sides)],
+        "channels": sorted({row["shape"][0] for row in usable}),
         "nulls": nulls_of(usable), "combined": sorted(round(combined(row["results"], nulls_of(
             [other for other in usable if other is not row])), 4) for row in usable),
         "provenance": {"left out": sorted(row["model"] for row in rows if row not in usable),
