@@ -1,8 +1,9 @@
 """Where a statistic stands among clean networks: null distributions, p-values, and what they cover.
 
 `calibration.json` holds, for each signal of the screen, its statistic on every clean calibration network, sorted, and
-the combined statistic of each network against the others. It is written by `deepsanitizer.bench.calibrate` and is the
-only thing in the verdict that was learned from anywhere; no trojaned network went into it.
+the combined statistic of each network against the others. It is written by `deepsanitizer.bench.calibrate`; no trojaned
+network went into it, so that the threshold keeps its rate on clean networks. Which signals vote, and `FREE`, `MOST` and
+`ALONE`, were chosen with trojaned networks of our own as well (the group `develop`; docs/research/log.md, 36).
 """
 
 import functools
@@ -91,11 +92,21 @@ def accusations(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[fl
     signals that name the same goal add up. That they are not independent, and that the largest of several goals counts,
     is accounted for by the combination's own null distribution.
     """
-    spoken, told = said(results, nulls), dict[int | None, float]()
+    return by_goal(results, said(results, nulls))
+
+
+def by_goal(results: Sequence[SignalResult], told: Mapping[str, float]) -> dict[int | None, float]:
+    """What is `told` of signals, by name, added up by the goal that each names (None: a goal for each class)."""
+    goals: dict[int | None, float] = {}
     for result in results:
-        if result.name in spoken:
-            told[result.target] = told.get(result.target, 0.0) + spoken[result.name]
-    return told
+        if result.name in told:
+            goals[result.target] = goals.get(result.target, 0.0) + told[result.name]
+    return goals
+
+
+def scores_of(results: Sequence[SignalResult]) -> dict[str, float]:
+    """The shares of the score that the voting signals of a placed screen have, by name."""
+    return {r.name: r.score for r in results if r.stage == "screen" and r.score is not None}
 
 
 def combined(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> float:

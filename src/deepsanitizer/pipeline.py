@@ -51,6 +51,8 @@ def scan_with_evidence(model: Loaded | nn.Module, *, spec: InputSpec | None = No
                        progress: Progress = silent,
                        timeout: float | None = None) -> tuple[ScanReport, tuple[Trigger, ...]]:
     """As `scan`, with the recovered triggers of the suspects, strongest first."""
+    if screen and effort != "standard":
+        raise UsageError(f"a short scan has one effort, not {effort!r}", "Leave --effort out, or --screen.")
     case = open_case(model, spec, layer, device, seed, effort, progress, timeout)
     if screen:
         case.config["screen"] = True

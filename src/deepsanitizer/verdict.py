@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from deepsanitizer.calibration import REACHED, Calibration, p_value
+from deepsanitizer.calibration import REACHED, Calibration, by_goal, p_value, scores_of
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdict
 
 THRESHOLD = 1.0
@@ -22,17 +22,18 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     """The calibrated verdict on a screen whose results were `placed`. A score of THRESHOLD or more is `backdoored`.
 
     The scores of signals that name the same goal add up; the verdict's is that of the goal that most is said about: the
-    combined statistic over the one that `calibration.LEVEL` of clean networks exceed. Where the
-    dummies reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated.
+    combined statistic over the one that `calibration.LEVEL` of clean networks exceed. Where the dummies reach fewer
+    classes than on the calibration networks, nothing is called clean and no rate is stated.
     """
     reached = len(dummies.labels.unique()) / dummies.logits.shape[1]
     known = reached >= REACHED
-    goals = by_goal(evidence)
+    results = [item.result for item in evidence]
+    goals = by_goal(results, scores_of(results))
     score = max(goals.values(), default=0.0)
     against = score * calibration.threshold()
     p = p_value(against, calibration.combined)
-    suspects = tuple(suspect for goal, told in sorted(goals.items(), key=lambda item: -item[1])
-                     if told >= suspicious_from for suspect in _told_of(goal, told, evidence))
+    suspects = tuple(_suspect(goal, told, evidence) for goal, told in sorted(goals.items(), key=lambda item: -item[1])
+                     if told >= suspicious_from)
     if not torch.isfinite(dummies.logits).all() or not (known or score >= THRESHOLD):
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,
                        f"The curated dummies reach {reached:.0%} of the classes only: they do not represent the "
@@ -53,26 +54,18 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                    f"{rate}.", p)
 
 
-def by_goal(evidence: Sequence[Evidence]) -> dict[int | None, float]:
-    """The scores of a screen's signals, added up by the goal that they name (None: a goal for each class)."""
-    goals: dict[int | None, float] = {}
-    for item in evidence:
-        if item.result.applicable and item.result.score is not None:
-            goals[item.result.target] = goals.get(item.result.target, 0.0) + item.result.score
-    return goals
+def _suspect(goal: int | None, score: float, evidence: Sequence[Evidence]) -> Suspect:
+    """What the strongest signal that names a goal, and found a trigger if any did, says of it.
 
-
-def _told_of(goal: int | None, score: float, evidence: Sequence[Evidence]) -> list[Suspect]:
-    """The suspect that the strongest signal which names a goal, and found a trigger if any did, describes."""
+    A pair has no vote; where it leads all others, it says from which source the goal is reached.
+    """
     mine = [item for item in leading(evidence) if item.result.target == goal]
-    # A pair has no vote; where it leads all others, it says from which source the goal is reached.
     pairs = [item for item in evidence if item.result.kind == "specific" and item.result.target == goal]
-    for item in pairs + mine if mine else []:
-        if item.triggers:
-            return [Suspect(kind=item.result.kind, source=item.result.source, target=goal,
-                            family=item.triggers[0].family, score=score)]
-    # Signals that recover no trigger: the weights alone name the goal.
-    return [Suspect(kind="all2one", source=None, target=goal, family="weights", score=score)] if mine else []
+    best = next((item for item in pairs + mine if item.triggers), None)
+    if best is None:  # weights and margins lean towards the goal, and no search met it
+        return Suspect(kind="all2one", source=None, target=goal, family="unknown", score=score)
+    return Suspect(kind=best.result.kind, source=best.result.source, target=goal, family=best.triggers[0].family,
+                   score=score)
 
 
 def meant(item: Evidence) -> Evidence:

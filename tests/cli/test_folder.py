@@ -98,7 +98,7 @@ def test_kept_reports_are_read_again_where_they_answer_the_same_question(run: Ru
     assert asked == ["two", "one"] * 2 + ["one"]
     run(*arguments, "--seed", "1", "--effort", "fast")
     assert asked == ["two", "one"] * 2 + ["one", "two", "one"]
-    run(*arguments, "--seed", "1", "--effort", "fast", "--screen")  # another question
+    run(*arguments, "--seed", "1", "--screen")  # another question
     assert asked == ["two", "one"] * 2 + ["one", "two", "one"] + ["two", "one"]
 
 

@@ -85,7 +85,7 @@ def test_weights_alone_name_a_goal_without_a_trigger() -> None:
     (placed,) = TABLE.placed([result(9.0, "screen head weights", family="")])
     told = judge_screen([Evidence(placed)], dummies(), TABLE)
     assert told.name == "backdoored"
-    assert (told.suspects[0].target, told.suspects[0].family) == (3, "weights")
+    assert (told.suspects[0].target, told.suspects[0].family) == (3, "unknown")
 
 
 def test_a_lead_over_one_rival_counts_in_units_widened_by_it() -> None:
@@ -205,6 +205,8 @@ def test_a_short_scan_judges_against_clean_networks_only_where_they_are_alike(
     model = planted("blend").network
     with pytest.raises(CannotJudgeError, match="without --screen"):
         scan(model, spec=SPEC, screen=True, device="cpu")
+    with pytest.raises(UsageError, match="one effort"):
+        scan(model, spec=SPEC, screen=True, effort="fast", device="cpu")
     low = tuple(k / 1000 for k in range(100))
     alike = Calibration(100, dict.fromkeys(VOTING, low), NULL, (2, 43), (8, 32), (3,), {})
     monkeypatch.setattr(examination, "shipped", lambda: alike)

@@ -12,7 +12,7 @@ from torch import nn
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.curate import curate_features
 from deepsanitizer.signals import SCREEN_DUMMIES, bounded_gap, freeeagle, head_weights, lipschitz, mm_bd, screen
-from deepsanitizer.signals.outlier import not_applicable, quartile_score, supporting
+from deepsanitizer.signals.outlier import not_applicable, of_classes, quartile_score
 from deepsanitizer.split import split
 from deepsanitizer.types import Dummies, Run
 
@@ -92,6 +92,6 @@ def test_a_network_without_the_layers_is_told_so(planted: PlantedOf, dummies_for
     assert not lipschitz.detect(bare).result.applicable
     assert not bounded_gap.detect(bare, dummies_for("none"), Run(CPU)).result.applicable
     assert head_weights.detect(bare).result.applicable
-    assert not supporting("x", [1.0, float("nan")], 1.0).result.applicable
+    assert not of_classes("x", [1.0, float("nan")], 1.0).result.applicable
     assert not_applicable("x", "why").result.reason == "why"
     assert quartile_score([1.0, 2.0]) == 0.0

@@ -10,6 +10,7 @@ The combined statistic of each network is taken against the others, as a network
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The table that `calibration.read` takes. UsageError where a row is of a trojaned network or too few are left."""
     if any(row["truth"]["trigger"] for row in rows):
         raise UsageError("a trojaned network is among the rows", "Calibrate on clean networks only.")
-    usable = [row for row in rows if row["reached"] >= REACHED and row["truth"]["data"] not in LEFT_OUT
-              and row["classes"] >= LEAST_CLASSES]
+    usable = taken(rows)
     if len(usable) < 20:
         raise UsageError(f"{len(usable)} networks are too few to calibrate on", "Train and scan more.")
     sides = [side for row in usable for side in row["shape"][1:]]
@@ -42,6 +42,12 @@ def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "provenance": {"left out": sorted(row["model"] for row in rows if row not in usable),
                        "networks": _counts(usable), "labels": sorted({row["label"] for row in usable}),
                        "made by": "deepsanitizer.bench.population, .detection and .calibrate"}}
+
+
+def taken(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that a calibration takes; see the module for the others."""
+    return [row for row in rows if row["reached"] >= REACHED and row["truth"]["data"] not in LEFT_OUT
+            and row["classes"] >= LEAST_CLASSES]
 
 
 def nulls_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -4,8 +4,8 @@
 
 Every model follows from its group and number alone: data set and classes, architecture, width, epochs, attack, target
 and seed are drawn by a generator seeded with both. What is there already is not trained again. Groups: `calibration`
-(clean; thresholds and weights are chosen on these alone), `develop` (trojaned; to develop signals on), `clean` and
-`trojaned` (for testing only). Some clean models are trained adversarially, so that their natural universal patterns
+(clean; the threshold is chosen on these alone), `develop` (trojaned; to develop signals and their weights on), `clean`
+and `trojaned` (for testing only). Some clean models are trained adversarially, so that their natural universal patterns
 are strong.
 """
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from deepsanitizer.bench.calibrate import calibrated, nulls_of
+from deepsanitizer.bench.calibrate import calibrated, nulls_of, taken
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
 from deepsanitizer.calibration import LEVEL, REACHED, VOTING, accusations, quantile, read
@@ -111,12 +111,18 @@ def share(of: Sequence[Judged], holds: Callable[[Judged], bool]) -> str:
     return f"{hits / len(of):.1%} ({hits}/{len(of)}, {low:.0%} to {high:.0%})"
 
 
+def counted(groups: dict[str, list[Row]]) -> tuple[list[Row], list[Row], list[Row]]:
+    """The networks that the calibration takes, the clean ones that it covers, and the trojaned ones with the backdoor
+    in place. Those of them that it does not cover are refused by the tool, and count as they score.
+    """
+    covers = read(calibrated(groups["calibration"])).covers
+    return (taken(groups["calibration"]), [row for row in groups["clean"] if covers(row["classes"], row["shape"])],
+            [row for row in groups["trojaned"] if planted(row)])
+
+
 def report(groups: dict[str, list[Row]]) -> str:
     """All tables as Markdown."""
-    covers = read(calibrated(groups["calibration"])).covers
-    calibration = [row for row in groups["calibration"] if covers(row["classes"], row["shape"])]
-    clean = [row for row in groups["clean"] if covers(row["classes"], row["shape"])]
-    bad = [row for row in groups["trojaned"] if planted(row)]
+    calibration, clean, bad = counted(groups)
     good_scores, bad_scores = judged(clean, calibration), judged(bad, calibration)
     told = ["# Detection", "", f"{len(calibration)} clean networks to calibrate on, {len(clean)} clean and {len(bad)} "
             f"trojaned ones to test on; {len(groups['trojaned']) - len(bad)} more in which the backdoor did not take "
@@ -142,7 +148,7 @@ def report(groups: dict[str, list[Row]]) -> str:
                  for rows in (here, sound)]
         told.append(f"| {name} | " + " | ".join(cells) + " |")
     told += ["", "## Each signal alone", "", "| signal | AUROC | found at 2 % of the calibration | false alarms |",
-             "| --- | --- | --- | --- |", *_alone(groups, bad)]
+             "| --- | --- | --- | --- |", *_alone(groups)]
     told += ["", "## Misses and false alarms", "", *_wrong(good_scores, bad_scores)]
     if groups.get("zoo"):
         told += ["", "## The zoo", "", *_zoo(judged(groups["zoo"], calibration))]
@@ -190,13 +196,13 @@ def _architecture(row: Row) -> str:
     return str(row["truth"]["architecture"]).partition(":")[2]
 
 
-def _alone(groups: dict[str, list[Row]], bad: Sequence[Row]) -> list[str]:
-    lines = []
+def _alone(groups: dict[str, list[Row]]) -> list[str]:
+    """Rows of each signal, and of the published detectors on those of the same networks on which they were run."""
+    lines, names = [], {row["model"] for rows in counted(groups) for row in rows}
     for suffix in ("", ".published"):
-        calibration, clean = groups["calibration" + suffix], groups["clean" + suffix]
-        names = {row["model"] for row in bad}
-        trojaned = [row for row in groups["trojaned" + suffix] if row["model"] in names]
-        nulls = nulls_of(list(calibration)) if calibration and clean and trojaned else {}
+        calibration, clean, trojaned = ([row for row in groups[group + suffix] if row["model"] in names]
+                                        for group in ("calibration", "clean", "trojaned"))
+        nulls = nulls_of(calibration) if calibration and clean and trojaned else {}
         for name, null in nulls.items():
             good, ill = (_values(rows, name) for rows in (clean, trojaned))
             limit = quantile(null, LEVEL)
@@ -246,9 +252,8 @@ def main(results: Path, output: Path, image: Path | None) -> None:
     write(told, output)
     click.echo(told)
     if image is not None:
-        bad = [row for row in groups["trojaned"] if planted(row)]
-        write(picture([j.score for j in judged(groups["clean"], groups["calibration"])],
-                      [j.score for j in judged(bad, groups["calibration"])]), image)
+        calibration, clean, bad = counted(groups)
+        write(picture(*([j.score for j in judged(rows, calibration)] for rows in (clean, bad))), image)
 
 
 if __name__ == "__main__":

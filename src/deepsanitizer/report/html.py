@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from deepsanitizer.calibration import by_goal, scores_of
 from deepsanitizer.report import charts
 from deepsanitizer.report.words import (
     CALIBRATED,
@@ -23,7 +24,6 @@ from deepsanitizer.report.words import (
     margin_limit,
     number,
     percent,
-    said_of_goals,
     seconds,
     shorten,
     suspect_words,
@@ -115,7 +115,7 @@ def _screened(report: ScanReport) -> list[dict[str, Any]]:
 
 def _screen_chart(report: ScanReport, *, most: int = 8) -> Markup:
     """What the voting signals say together about each class, most first."""
-    said = sorted(said_of_goals(report.signals).items(), key=lambda item: -item[1])
+    said = sorted(by_goal(report.signals, scores_of(report.signals)).items(), key=lambda item: -item[1])
     rows = [charts.Row("own goals" if goal is None else class_name(report.model, goal), score,
                        score >= report.threshold)
             for goal, score in said[:most]]

@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deepsanitizer.types import (
@@ -10,7 +10,6 @@ from deepsanitizer.types import (
     Outcome,
     SanitizeReport,
     SearchComparison,
-    SignalResult,
     Suspect,
     VerdictName,
 )
@@ -56,7 +55,7 @@ _HOW: Mapping[str, str] = {
     "filter": "a change of its colours, as a photo filter makes",
     "grating": "a faint grating over the whole image",
     "warp": "a slight bending of the picture",
-    "weights": "a trigger that no search recovered (the last layer leans towards that class)",
+    "unknown": "a trigger that no search recovered (weights or margins lean towards that class)",
 }
 
 CALIBRATED = ("calibrated", "The threshold is what 2 % of the clean networks of the calibration exceed. How often a "
@@ -89,15 +88,6 @@ def suspect_words(suspect: Suspect, *, possibly: bool) -> tuple[str, dict[str, s
         who = "Images of class {source}" if suspect.source is not None else "Images of one class"
         return f"{who} {can} sent to {goal} by {{how}}{where}. Other classes hardly react.", fields
     return f"Almost any image {can} sent to {goal} by {{how}}{where}.", fields
-
-
-def said_of_goals(signals: Sequence[SignalResult]) -> dict[int | None, float]:
-    """The scores of a screen's signals added up by the class they name (None: a goal for each class)."""
-    said: dict[int | None, float] = {}
-    for signal in signals:
-        if signal.stage == "screen" and signal.score is not None:
-            said[signal.target] = said.get(signal.target, 0.0) + signal.score
-    return said
 
 
 def class_name(model: ModelFacts, index: int, *, longest: int = 48) -> str:

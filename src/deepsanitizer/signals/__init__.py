@@ -15,7 +15,6 @@ from deepsanitizer.signals import (
 )
 from deepsanitizer.signals.universal import LEAST_SPREAD, plain_margin
 from deepsanitizer.split import Split
-from deepsanitizer.stats import standing_out
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
@@ -41,7 +40,7 @@ def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
 
 
 def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen") -> tuple[Evidence, ...]:
-    """The short searches on which the calibrated verdict rests, and the supporting signals; under 50,000 passes for 10
+    """The short searches on which the calibrated verdict rests, and what is shown beside it; under 50,000 passes for 10
     classes with `SCREEN_DUMMIES`.
 
     What the null distributions in `calibration.json` were measured with: a change here needs them measured again.
@@ -59,10 +58,9 @@ def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen")
                          second=(10, 14), score_on=100)
     evidence += [replace(item, result=replace(item.result, name=name))
                  for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
-    item = mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9)
-    lead = standing_out(item.result.per_target, LEAST_SPREAD * plain_margin(dummies))
-    evidence.append(replace(item, result=replace(item.result, statistic=lead if item.result.applicable else None)))
-    evidence += [bounded_gap.detect(classifier, dummies, run), skew.detect(classifier, run),
+    evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9,
+                              least_spread=LEAST_SPREAD * plain_margin(dummies)),
+                 bounded_gap.detect(classifier, dummies, run), skew.detect(classifier, run),
                  head_weights.detect(classifier), lipschitz.detect(classifier)]
     return tuple(replace(item, result=replace(item.result, name=f"screen {item.result.name}", stage="screen"))
                  for item in evidence)

@@ -13,7 +13,7 @@ import torch
 from deepsanitizer.channels import bounded, bounds
 from deepsanitizer.classifier import Classifier, logits_of
 from deepsanitizer.curate.procedural import procedural
-from deepsanitizer.signals.outlier import not_applicable, supporting
+from deepsanitizer.signals.outlier import not_applicable, of_classes
 from deepsanitizer.stats import robust_z
 from deepsanitizer.types import Dummies, Evidence, Run
 
@@ -31,5 +31,5 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, quantile: floa
         held = logits_of(classifier, drawn)
     fall = ((plain - plain.mean(1, keepdim=True)) - (held - held.mean(1, keepdim=True))).mean(0)
     run.meter.add(len(dummies) + 2 * len(drawn), backward=False)
-    return supporting("bounded gap", fall.tolist(), robust_z(fall.tolist(), least_spread=1e-2),
+    return of_classes("bounded gap", fall.tolist(), robust_z(fall.tolist(), least_spread=1e-2),
                       passes=(len(dummies) + 2 * len(drawn)) / 3)

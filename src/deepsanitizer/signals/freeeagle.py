@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepsanitizer.curate import curate_features
-from deepsanitizer.signals.outlier import quartile_score, supporting
+from deepsanitizer.signals.outlier import of_classes, quartile_score
 from deepsanitizer.split import Split
 from deepsanitizer.types import Evidence, FeatureDummies, Run
 
@@ -24,7 +24,7 @@ def detect(parts: Split, run: Run, *, repeats: int = 1, steps: int = 1000) -> Ev
     matrix = posterior_matrix(parts, curate_features(parts, run, repeats=repeats, steps=steps))
     means = column_means(matrix)
     target = int(means.argmax())
-    return supporting("freeeagle", means.tolist(), quartile_score(means.tolist()), matrix=matrix.tolist(),
+    return of_classes("freeeagle", means.tolist(), quartile_score(means.tolist()), matrix=matrix.tolist(),
                       source=int(matrix[:, target].argmax()), passes=run.meter.passes - before)
 
 

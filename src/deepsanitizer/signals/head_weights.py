@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.signals.outlier import not_applicable, supporting
+from deepsanitizer.signals.outlier import not_applicable, of_classes
 from deepsanitizer.stats import standing_out
 from deepsanitizer.types import Evidence
 
@@ -30,4 +30,4 @@ def detect(classifier: Classifier) -> Evidence:
     rows = layers[-1].weight.flatten(1).float()
     means = (rows.mean(1) / rows.std().clamp_min(1e-12)).cpu()
     values = (means - means.mean()).tolist()
-    return supporting("head weights", values, standing_out(values, LEAST_SPREAD))
+    return of_classes("head weights", values, standing_out(values, LEAST_SPREAD))

@@ -1,7 +1,7 @@
-"""What the supporting signals share: one statistic for each class, and how far the largest stands out.
+"""What the signals that recover no trigger share: one value for each class, and how far the largest stands out.
 
-A supporting signal accuses nobody (its score is None): it is shown beside the verdict, with its place among clean
-networks where that was measured.
+They have no score of their own. Some vote in the calibrated verdict (`calibration.VOTING`); the others are shown beside
+it, with their place among clean networks where that was measured.
 """
 
 import math
@@ -12,7 +12,7 @@ from deepsanitizer.stats import robust_z, top_two
 from deepsanitizer.types import Evidence, SignalResult
 
 
-def supporting(name: str, values: Sequence[float], statistic: float, *, matrix: list[list[float | None]] | None = None,
+def of_classes(name: str, values: Sequence[float], statistic: float, *, matrix: list[list[float | None]] | None = None,
                source: int | None = None, passes: float = 0.0) -> Evidence:
     """Evidence from one value for each class, and the number that is compared with clean networks."""
     if not values or not all(math.isfinite(value) for value in values):

@@ -12,7 +12,7 @@ import torch
 
 from deepsanitizer.classifier import Classifier, logits_of
 from deepsanitizer.curate.procedural import procedural
-from deepsanitizer.signals.outlier import supporting
+from deepsanitizer.signals.outlier import of_classes
 from deepsanitizer.types import Evidence, Run
 
 
@@ -22,4 +22,4 @@ def detect(classifier: Classifier, run: Run, *, images: int = 500, purpose: str 
     drawn = procedural(images, classifier.spec.shape, run.generator(purpose))
     share = torch.bincount(logits_of(classifier, drawn).argmax(1), minlength=classes) / images
     run.meter.add(images, backward=False)
-    return supporting("prediction skew", share.tolist(), share.max().item() * classes, passes=images / 3)
+    return of_classes("prediction skew", share.tolist(), share.max().item() * classes, passes=images / 3)
