@@ -1,7 +1,7 @@
 """The first half of all work on a model: split it, search it, in full or shortly, and judge it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +28,9 @@ from deepsanitizer.types import (
     Suspect,
     Verdict,
 )
-from deepsanitizer.verdict import judge, judge_screen, meant
+from deepsanitizer.verdict import THRESHOLD, confirmed, judge, judge_screen, leading_goal, meant
+
+ORDINARY = 0.3  # where so large a share of clean networks shows as much, a screen is the verdict
 
 
 @dataclass(slots=True)
@@ -99,56 +101,112 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
     return Case(model, classifier, parts, run, clock, EFFORTS[effort], config)
 
 
-def examine(case: Case, from_report: ScanReport | None = None) -> Examined:
-    """Curate dummies, search and judge; with an earlier report, only curate.
+def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
+    """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
-    Raises UsageError where the report is about another file or of a short scan.
+    Networks like those of the calibration are screened first. Where at least `ORDINARY` of clean networks show as much,
+    that is the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in
+    full at once and judged by a rule of thumb.
+    Raises UsageError where the report is about another file or holds no full evidence.
     """
-    earlier = None if from_report is None else facts.verdict_of(from_report, case.loaded)
-    if from_report is not None and from_report.config.get("screen"):
-        raise UsageError("the report is of a short scan, which is not enough to repair from",
-                         "Scan without --screen, or leave --from-report out.")
-    with case.clock.stage("dummies"):
-        dummies = invert(case.classifier, case.plan.dummies, case.run)
-    if from_report is not None and earlier is not None:
-        return Examined(dummies, earlier, tuple(from_report.signals), ())
+    known = _covered(case)
+    if from_report is not None:
+        return _from_report(case, from_report, known, full)
+    first: Dummies | None = None
+    looked: tuple[Evidence, ...] = ()
+    if known:
+        first, looked = _screened_and_placed(case)
+        verdict = conclude(looked, first)
+        if not (full or case.plan.full) and (verdict.p_value or 0.0) > ORDINARY:
+            return Examined(first, verdict, tuple(item.result for item in looked), looked)
+    dummies = _curated(case, first)
     with case.clock.stage("search"):
-        evidence = collect(case.classifier, dummies, case.run, quick=case.plan.quick)
-    verdict = judge(evidence, dummies)
-    return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
+        evidence = looked + collect(case.classifier, dummies, case.run, quick=case.plan.quick or known)
+    return Examined(dummies, conclude(evidence, first or dummies),
+                    tuple(item.result for item in evidence), evidence)
 
 
 def examine_shortly(case: Case) -> Examined:
     """The screen and its calibrated verdict. CannotJudgeError where the calibration does not cover the network."""
-    calibration = shipped()
-    if not calibration.covers(case.loaded.spec.num_classes, case.loaded.spec.shape):
+    if not _covered(case):
+        calibration = shipped()
         raise CannotJudgeError(
             f"the screen is calibrated on {calibration.classes[0]} to {calibration.classes[1]} classes and images of "
             f"{calibration.side[0]} to {calibration.side[1]} pixels and {' or '.join(map(str, calibration.channels))} "
             "channels only", "Scan in full, without --screen.")
-    dummies, evidence = screened(case)
-    placed = calibration.placed([item.result for item in evidence])
-    evidence = tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
-    return Examined(dummies, judge_screen(evidence, dummies, calibration), tuple(item.result for item in evidence),
+    dummies, evidence = _screened_and_placed(case)
+    return Examined(dummies, conclude(evidence, dummies), tuple(item.result for item in evidence),
                     evidence)
+
+
+def conclude(evidence: Sequence[Evidence], dummies: Dummies) -> Verdict:
+    """The verdict on a placed screen, on full evidence, or on both; `dummies` are the screen's where there was one."""
+    screens = [item for item in evidence if item.result.stage == "screen"]
+    searched = [item for item in evidence if item.result.stage == "full"]
+    if not screens:
+        return judge(searched, dummies)
+    first = judge_screen(screens, dummies, shipped())
+    return confirmed(first, leading_goal([item.result for item in screens]), searched) if searched else first
 
 
 def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
     """Dummies of their own and the short searches on them: what the calibration measured."""
     with case.clock.stage("screen"):
-        dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
+        dummies = _screen_dummies(case)
         return dummies, screen(case.parts, dummies, case.run)
+
+
+def _screened_and_placed(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
+    dummies, evidence = screened(case)
+    placed = shipped().placed([item.result for item in evidence])
+    return dummies, tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
+
+
+def _covered(case: Case) -> bool:
+    return shipped().covers(case.loaded.spec.num_classes, case.loaded.spec.shape)
+
+
+def _screen_dummies(case: Case) -> Dummies:
+    return invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
+
+
+def _curated(case: Case, first: Dummies | None) -> Dummies:
+    """The dummies of the full evidence, of which those of a screen are a part."""
+    with case.clock.stage("dummies"):
+        if first is None:
+            return invert(case.classifier, case.plan.dummies, case.run)
+        missing = case.plan.dummies - len(first)
+        return first.joined(invert(case.classifier, missing, case.run)) if missing > 0 else first
+
+
+def _from_report(case: Case, report: ScanReport, known: bool, full: bool) -> Examined:
+    earlier = facts.verdict_of(report, case.loaded)
+    searched = any(signal.stage == "full" for signal in report.signals)
+    if report.config.get("screen") or (full and not searched):
+        raise UsageError("the report is of short searches, which are not enough to repair from",
+                         "Leave --from-report out" + (", or scan without --screen." if report.config.get("screen")
+                                                      else "."))
+    first = None
+    if known:
+        with case.clock.stage("dummies"):
+            first = _screen_dummies(case)
+    dummies = _curated(case, first) if searched else first or _curated(case, None)
+    return Examined(dummies, earlier, tuple(report.signals), ())
 
 
 def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect]:
     """What is to be repaired, strongest first: the named target, the suspects or, forced, the strongest signal."""
     if target is not None:
         return [suspect_for(target, examined.results)]
-    if examined.verdict.name in ("inconclusive", "suspicious") and not force:
-        return []  # no signal accuses: a repair would cost a clean network accuracy (docs/research/log.md, 28)
+    verdict = examined.verdict
+    # Suspicious only: a repair would cost a clean network accuracy (docs/research/log.md, 28), unless both looks name
+    # the same goal.
+    agreed = verdict.calibrated and bool(verdict.suspects) and verdict.suspects[0].score >= THRESHOLD
+    if not force and (verdict.name == "inconclusive" or (verdict.name == "suspicious" and not agreed)):
+        return []
     if examined.verdict.suspects:
         return list(examined.verdict.suspects)
-    usable = [r for r in examined.results if r.applicable and r.margin is not None and r.family]
+    usable = [r for r in examined.results if r.stage == "full" and r.applicable and r.margin is not None and r.family]
     if not force or not usable:
         return []
     best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))

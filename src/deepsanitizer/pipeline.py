@@ -37,9 +37,9 @@ def scan(model: Loaded | nn.Module, *, spec: InputSpec | None = None, layer: str
          timeout: float | None = None) -> ScanReport:
     """Say whether a classifier carries a backdoor, with the evidence, from the weights alone.
 
-    `model` is what `load` returned, or any nn.Module with its `spec`. `timeout` is in seconds. `screen` takes the short
-    searches only, a third of the cost, and compares them with clean networks: it accuses about 2 % of networks like
-    those (docs/method.md).
+    `model` is what `load` returned, or any nn.Module with its `spec`. `timeout` is in seconds. A network like those of
+    the calibration is judged by short searches, compared with clean networks, of which about 2 % would be accused; full
+    searches follow where something stands out (docs/method.md). `screen` leaves these out.
     Raises DeepSanitizerError where the model cannot be judged.
     """
     return scan_with_evidence(model, spec=spec, layer=layer, device=device, seed=seed, effort=effort,
@@ -97,7 +97,7 @@ def sanitize_with_candidate(
     case = open_case(model, spec, layer, device, seed, effort, progress, timeout)
     if target is not None and not 0 <= target < case.loaded.spec.num_classes:
         raise UsageError(f"there is no class {target}", f"Choose 0 to {case.loaded.spec.num_classes - 1}.")
-    examined = examine(case, from_report)
+    examined = examine(case, from_report, full=force or target is not None)
     return finish(case, examined, method=method, output=output, target=target, force=force)
 
 

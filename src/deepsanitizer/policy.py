@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.repair.bank import Lead, lead_of
-from deepsanitizer.signals import windows_for
+from deepsanitizer.signals import permutation, windows_for
 from deepsanitizer.types import Effort, SignalResult, Suspect
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much work an effort allows: dummies of the scan and of the repair, fresh ones for verification, rounds of
-    tuning, a quick search.
+    tuning, quick searches throughout, and full evidence whatever a screen shows.
     """
 
     dummies: int
@@ -19,12 +20,13 @@ class Plan:
     fresh: int
     rounds: int
     quick: bool = False
+    full: bool = False
 
 
 EFFORTS: dict[Effort, Plan] = {
     "fast": Plan(dummies=700, ordinary=500, fresh=250, rounds=1, quick=True),
     "standard": Plan(dummies=1000, ordinary=800, fresh=500, rounds=3),
-    "thorough": Plan(dummies=3000, ordinary=2000, fresh=1000, rounds=6),
+    "thorough": Plan(dummies=3000, ordinary=2000, fresh=1000, rounds=6, full=True),
 }
 
 
@@ -47,20 +49,21 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     (a user named it), the one that says most about it is followed.
     """
     strides = dict(windows_for(shape))
+    permuted = permutation.windows(shape)["stride"]
     first: list[Lead] = []
     further: list[Lead] = []
     best: SignalResult | None = None
     for suspect in suspects:
         key = (suspect.kind, suspect.source, suspect.target)
-        mine = [r for r in results if _usable(r) and (r.kind, r.source, r.target) == key]
+        mine = [r for r in searched(results) if _usable(r) and (r.kind, r.source, r.target) == key]
         mine.sort(key=lambda r: -(r.score or 0))
         if not mine and best is None:
-            assert suspect.target is not None
-            mine = [_named(suspect.target, results)]
+            mine = [_named(suspect.target, results) if suspect.target is not None else _permuting(results)]
         groups: set[str] = set()
         for result in mine:
             best = best or result
-            group, lead = GROUPS[result.family], lead_of(result, strides.get(result.window, 1))
+            stride = permuted if result.kind == "all2all" else strides.get(result.window, 1)
+            group, lead = GROUPS[result.family], lead_of(result, stride)
             weak = (result.score or 0) < share * (best.score or 0)
             natural = lead.natural_share > limit_share
             if result is best:
@@ -72,6 +75,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             elif (result.score or 0) >= 1 and group not in groups:
                 further.append(lead)
                 groups.add(group)
+    most = 1 if first[0].kind == "all2all" else most  # one search for a permutation is as dear as four for a class
     return _purest(first)[:most], further[:others]
 
 
@@ -81,11 +85,16 @@ def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05, p
     return [lead for lead in leads if lead.natural_share <= max(pure, times * least + slack)]
 
 
+def searched(results: Sequence[SignalResult]) -> list[SignalResult]:
+    """Those of the full evidence, on whose scale a remedy depends; those of a screen where there is nothing else."""
+    return [result for result in results if result.stage == "full"] or list(results)
+
+
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:
     """The accusation to follow when a user names the target: the strongest signal that accuses it, or else the one
     in which its margin is furthest above the median class.
     """
-    accusing = [r for r in results if _usable(r) and r.target == target]
+    accusing = [r for r in searched(results) if _usable(r) and r.target == target]
     best = max(accusing, key=lambda r: r.score or 0.0) if accusing else _named(target, results)
     return Suspect(kind=best.kind, source=best.source, target=target, family=best.family, score=best.score or 0.0)
 
@@ -101,7 +110,15 @@ def _named(target: int, results: Sequence[SignalResult]) -> SignalResult:
         value = result.per_target[target]
         return float("-inf") if value is None else value - known[len(known) // 2]
 
-    best = max((r for r in results if _usable(r) and r.kind == "all2one"), key=lead)
+    best = max((r for r in searched(results) if _usable(r) and r.kind == "all2one"), key=lead)
     margin = best.per_target[target]
     others = [v for k, v in enumerate(best.per_target) if k != target and v is not None]
     return replace(best, target=target, margin=margin, runner_up=max(others, default=0.0), score=0.0)
+
+
+def _permuting(results: Sequence[SignalResult]) -> SignalResult:
+    """The signal that says most about goals of their own, of full evidence or of a screen."""
+    mine = [r for r in results if _usable(r) and r.kind == "all2all"]
+    if not mine:
+        raise CannotJudgeError("no search found goals of their own to unlearn", "Name a class with --target.")
+    return max(mine, key=lambda r: (r.stage == "full", r.score or 0.0))

@@ -192,6 +192,12 @@ class Dummies:
         """The class the model gives each dummy, (N,)."""
         return self.logits.argmax(1)
 
+    @property
+    def plain_margin(self) -> float:
+        """Median margin of the predicted class on untouched dummies: the unit of all margins, at least 1."""
+        top = self.logits.topk(2, 1).values
+        return max(1.0, (top[:, 0] - top[:, 1]).median().item())
+
     def without(self, classes: Collection[int]) -> "Dummies":
         """Those that the model gives other classes; all of them where fewer than two classes, or than half of them,
         would be left.
@@ -201,6 +207,11 @@ class Dummies:
         if len(self.labels[left].unique()) < max(2, self.logits.shape[1] / 2):
             return self
         return replace(self, images=self.images[left], logits=self.logits[left])
+
+    def joined(self, more: "Dummies") -> "Dummies":
+        """These and more of the same kind."""
+        return replace(self, images=torch.cat([self.images, more.images]),
+                       logits=torch.cat([self.logits, more.logits]))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -54,6 +54,39 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                    f"{rate}.", p)
 
 
+def leading_goal(results: Sequence[SignalResult]) -> int | None:
+    """The goal that most is said about by a placed screen (None: a goal for each class)."""
+    goals = by_goal(results, scores_of(results))
+    return max(goals, key=lambda goal: goals[goal], default=None)
+
+
+def confirmed(first: Verdict, goal: int | None, evidence: Sequence[Evidence], *,
+              suspicious_from: float = SUSPICIOUS_FROM) -> Verdict:
+    """The verdict of a screen, `first`, with the full evidence that was gathered after it.
+
+    Whether the network is backdoored is for the screen alone to say, for its rate of false alarms was measured. The
+    full evidence says how each accused goal is reached. Where it accuses `goal`, about which most was said in the
+    screen, a network that is not accused is `suspicious`: clean networks show that, too, more often than a verdict may
+    be wrong.
+    """
+    found = suspects_of(evidence, at_least=suspicious_from)
+    met = next((s for s in found if s.target == goal and s.score >= THRESHOLD), None)
+    if first.name == "inconclusive":
+        return first
+    if first.name == "clean":
+        if met is None:
+            return first
+        return replace(first, name="suspicious", suspects=(met,), explanation=(
+            "The full searches reach one goal more easily than any other, the same that stands out most in the short "
+            f"ones; but there {first.p_value:.0%} of clean networks show as much, too many to accuse."))
+    suspects = []
+    for suspect in first.suspects:
+        same = next((s for s in found if s.target == suspect.target), None)
+        score = suspect.score if first.name == "backdoored" or same is None else same.score
+        suspects.append(replace(same or suspect, score=score))
+    return replace(first, suspects=tuple(suspects))
+
+
 def _suspect(goal: int | None, score: float, evidence: Sequence[Evidence]) -> Suspect:
     """What the strongest signal that names a goal, and found a trigger if any did, says of it.
 

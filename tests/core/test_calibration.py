@@ -218,7 +218,7 @@ def test_a_short_scan_judges_against_clean_networks_only_where_they_are_alike(
     assert told.passes["total"] < 50_000
     # The picture is of the trigger that the first suspect names (once a pair's suspect was shown with a blend).
     assert told.suspects[0].family in told.pictures[0].caption
-    with pytest.raises(UsageError, match="short scan"):
+    with pytest.raises(UsageError, match="short searches"):
         sanitize(model, spec=SPEC, from_report=told, device="cpu")
     page, console = to_html(told), Console(file=io.StringIO(), width=100)
     to_text(told, console)

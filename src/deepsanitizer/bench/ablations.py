@@ -30,7 +30,6 @@ from deepsanitizer.removal import Ground, without_goals
 from deepsanitizer.repair import bank, bound, closed_form, tune
 from deepsanitizer.report import write
 from deepsanitizer.types import Dummies, Trigger, silent
-from deepsanitizer.verdict import judge
 from deepsanitizer.verify import success
 
 Bank = Sequence[Trigger]
@@ -100,7 +99,7 @@ def without_family(case: examination.Case, examined: examination.Examined, famil
     """The same evidence without one family's signals, judged anew."""
     evidence = tuple(e for e in examined.evidence if e.result.family != family)
     return replace(examined, evidence=evidence, results=tuple(e.result for e in evidence),
-                   verdict=judge(evidence, examined.dummies))
+                   verdict=examination.conclude(evidence, examined.dummies))
 
 
 def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results: Path, label: str) -> None:

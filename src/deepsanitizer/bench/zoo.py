@@ -83,7 +83,7 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
     """Scan one model and run the methods that have no result yet."""
     loaded = loading.load(zoo / model, import_from=code_of(zoo))
     case = examination.open_case(loaded, None, "auto", "auto", seed, effort, silent, None)  # type: ignore[arg-type]
-    examined = examination.examine(case)
+    examined = examination.examine(case, full=force)
     suspects, ground = examination.accused(examined, None, force), None
     if suspects:
         ground = removal.prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,

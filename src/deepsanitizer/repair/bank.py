@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.search import column_means, dictionary, own_goals, places, triggers_at, universal
+from deepsanitizer.search import column_means, dictionary, permutation, permuting, places, triggers_at, universal
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Kind, Run, SignalResult, Trigger
 
@@ -92,6 +92,8 @@ def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, pu
     classes compete in any case.
     """
     if lead.family == "place":
+        if lead.kind == "all2all":
+            return _follow_permutation(classifier, dummies, lead, run, purpose)
         return _follow_place(classifier, dummies, lead, run, purpose)
     assert lead.target is not None
     start = _best_entries(classifier, dummies, lead, run, restarts) if FAMILIES[lead.family].entries else None
@@ -121,9 +123,6 @@ def _best_entries(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run
 def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str) -> Followed:
     where = places(classifier, dummies, run, purpose=f"{purpose} place {lead.window}", window=lead.window,
                    stride=lead.stride, first=(6, 8), second=(12, 16), keep=16, only_best=True)
-    if lead.kind == "all2all":
-        mean, goals = own_goals(where.cells)
-        return Followed(lead, triggers_at(where, mean, target=None, source=None, goals=goals), lead.limit)
     assert lead.target is not None
     if lead.source is None:
         columns = column_means(where.cells)
@@ -157,3 +156,10 @@ def matched(classifier: Classifier, dummies: Dummies, leads: Sequence[Lead], run
     return [lead if lead.family == "place" or lead.target is None else
             replace(lead, strength=match_strength(classifier, dummies, lead.family, lead.target, run,
                                                   plain_margin=plain_margin)) for lead in leads]
+
+
+def _follow_permutation(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str) -> Followed:
+    plain = dummies.plain_margin
+    found = permutation(classifier, dummies, run, purpose=f"{purpose} permutation", window=lead.window,
+                        stride=lead.stride, plain_margin=plain)
+    return Followed(lead, permuting(found, plain), max(0.0, found.elsewhere + plain))

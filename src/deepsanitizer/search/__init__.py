@@ -9,8 +9,9 @@ Many transformations (classes, restarts or places) are searched in one batch: th
 
 from deepsanitizer.search.cells import column_means, own_goals
 from deepsanitizer.search.dictionary import Scanned, dictionary
+from deepsanitizer.search.permutation import Permuting, permutation, permuting
 from deepsanitizer.search.places import Places, places, triggers_at
 from deepsanitizer.search.universal import Found, universal
 
-__all__ = ["Found", "Places", "Scanned", "column_means", "dictionary", "own_goals", "places", "triggers_at",
-           "universal"]
+__all__ = ["Found", "Permuting", "Places", "Scanned", "column_means", "dictionary", "own_goals", "permutation",
+           "permuting", "places", "triggers_at", "universal"]

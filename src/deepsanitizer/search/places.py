@@ -35,16 +35,16 @@ def places(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, 
     log-sum-exp over classes of the image's margins. With `only_best` the places stopped early are left out.
     """
     generator, device = run.generator(purpose), classifier.compute.device
-    corners = _corners(classifier.spec.shape[1:], window, stride)
+    where = corners(classifier.spec.shape[1:], window, stride)
     size = min(window, *classifier.spec.shape[1:])
-    picture = 0.5 * torch.randn(len(corners), classifier.spec.shape[0], size, size, generator=generator)
-    params = {"picture": picture.to(device), "corner": corners.to(device)}
-    everywhere = torch.arange(len(corners))
+    picture = 0.5 * torch.randn(len(where), classifier.spec.shape[0], size, size, generator=generator)
+    params = {"picture": picture.to(device), "corner": where.to(device)}
+    everywhere = torch.arange(len(where))
     total = first[0] + second[0]
     early = _climb(classifier, dummies, params, everywhere, run, generator, lr, first, (0, total), images_at_once)
-    alive = early.topk(min(keep, len(corners))).indices.sort().values
+    alive = early.topk(min(keep, len(where))).indices.sort().values
     _climb(classifier, dummies, params, alive, run, generator, lr, second, (first[0], total), images_at_once)
-    kept = torch.zeros(len(corners), dtype=torch.bool)
+    kept = torch.zeros(len(where), dtype=torch.bool)
     kept[alive] = True
     everything = Places(window, params, torch.empty(0), kept)
     if only_best:
@@ -100,7 +100,7 @@ def triggers_at(found: Places, values: Tensor, *, target: int | None, source: in
         for place in order[:most])
 
 
-def _corners(size: tuple[int, ...], window: int, stride: int) -> Tensor:
+def corners(size: tuple[int, ...], window: int, stride: int) -> Tensor:
     """Top left corners (P, 2) that cover an image with windows."""
     def along(length: int) -> list[int]:
         last = max(0, length - window)

@@ -9,6 +9,7 @@ from deepsanitizer.signals import (
     head_weights,
     lipschitz,
     mm_bd,
+    permutation,
     place,
     skew,
     universal,
@@ -80,7 +81,10 @@ def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
     for family in (name for name, kind in FAMILIES.items() if kind.entries):
         evidence.append(dictionary.detect(classifier, dummies, run, family=family))
     for window, stride in windows_for(classifier.spec.shape):
-        evidence += place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,
-                                 first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20),
-                                 score_on=80 if quick else 160)
+        one, _, pair = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,
+                                    first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20),
+                                    score_on=80 if quick else 160)
+        evidence += [one, pair]  # goals of their own: better told by the search below
+    evidence.append(permutation.detect(classifier, dummies, run, purpose=purpose,
+                                       **permutation.windows(classifier.spec.shape)))
     return tuple(evidence)

@@ -1,0 +1,61 @@
+"""One small patch that permutes the classes: evidence for all-to-all backdoors.
+
+What: the search of `search.permutation` at every place. Two statistics count, of which the weaker is the score: how far
+the best patch brings each class towards a goal of its own, and the share of classes that it sends there in the mean.
+Why it works: no natural patch sends different classes to different goals; on clean networks hardly any class obeys.
+Limits: patches only, and all classes: a backdoor that moves a few classes to goals of their own reaches a small share.
+"""
+
+import math
+from typing import TypedDict
+
+from deepsanitizer.classifier import Classifier
+from deepsanitizer.search import permutation, permuting
+from deepsanitizer.signals.universal import plain_margin
+from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
+
+class Window(TypedDict):
+    """Side and stride of the windows of a search, in pixels."""
+
+    window: int
+    stride: int
+
+
+MOST_CLASSES = 100  # the search takes two images of each class at every step and place
+
+
+def windows(shape: tuple[int, int, int]) -> Window:
+    """Side and stride of the windows: 6 and 5 pixels of a 32-pixel image."""
+    side = min(shape[1:])
+    return {"window": min(max(2, round(side * 6 / 32)), max(2, side // 2)), "stride": max(1, round(side * 5 / 32))}
+
+
+def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
+           accuse_at: tuple[float, float] = (0.55, 0.25), least_distinct: float = 0.8) -> Evidence:
+    """Windows of one size, `stride` apart. `accuse_at`: the margin, in plain margins, and the share of classes reached
+    for a score of 1 (docs/research/log.md, 38).
+    """
+    name, classes = f"permutation {window}", classifier.spec.num_classes
+    if not 3 <= classes <= MOST_CLASSES:
+        return Evidence(SignalResult(name=name, kind="all2all", applicable=False,
+                                     reason=f"it is for 3 to {MOST_CLASSES} classes"))
+    before, plain = run.meter.passes, plain_margin(dummies)
+    found = permutation(classifier, dummies, run, purpose=f"{purpose} permutation {window}", window=window,
+                        stride=stride, plain_margin=plain)
+    goals = [goal for goal in found.goals[0].tolist() if goal >= 0]
+    apart = len(set(goals)) >= least_distinct * len(goals)
+    reached = found.reached[0].item()
+    # From where untouched dummies are, so that a margin is above 0 where the patch brings the goals nearer.
+    margin, runner_up = found.margin[0].item() + plain, found.elsewhere + plain
+    result = SignalResult(
+        name=name, kind="all2all", applicable=True, family="place", window=window, margin=margin,
+        runner_up=runner_up, threshold=max(runner_up, 0.0) + 0.3 * plain, success=reached,
+        score=max(0.0, min(margin / (accuse_at[0] * plain), reached / accuse_at[1])) if apart else 0.0,
+        passes=run.meter.passes - before,
+        reason="" if apart else "several classes share a goal",
+        matrix=_rows(found.cells[0].tolist()) if classes <= 50 else None)
+    return Evidence(result, permuting(found, plain))
+
+
+def _rows(cells: list[list[float]]) -> list[list[float | None]]:
+    return [[round(value, 3) if math.isfinite(value) else None for value in row] for row in cells]
