@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.search import Found, column_means, dictionary, own_goals, places, triggers_at, universal
 from deepsanitizer.search.cells import margins_of_all
+from deepsanitizer.search.permutation import assignment, permutation, permuting
 from deepsanitizer.search.places import Places
 from deepsanitizer.search.universal import margin_to
 from deepsanitizer.signals.dictionary import detect
@@ -217,3 +218,25 @@ def test_a_search_climbs_from_where_it_is_told(planted: PlantedOf, dummies_for: 
                             batch=16) for steps in (0, 12))
     assert all(none.params[name].equal(start[name]) and start[name].equal(kept[name]) for name in start)
     assert (some.margin > none.margin).all()
+
+
+@given(st.integers(0, 2**31), st.integers(3, 9))
+@settings(deadline=None, max_examples=30)
+def test_in_an_assignment_every_goal_has_one_source(seed: int, classes: int) -> None:
+    margins = 5 * torch.randn(2, classes, classes, generator=torch.Generator().manual_seed(seed))
+    margins += 40 * torch.nn.functional.one_hot(torch.arange(classes).roll(-1), classes)
+    share = assignment(margins, 1.0)
+    assert torch.allclose(share.sum(1), torch.ones(2, classes), atol=1e-3)
+    assert share.diagonal(dim1=1, dim2=2).max() < 1e-6
+    assert (share.argmax(2) == torch.arange(classes).roll(-1)).all()
+
+
+def test_a_patch_to_one_class_is_no_permutation(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    dummies = dummies_for("patch")
+    found = permutation(planted("patch").classifier(), dummies, Run(CPU, 0), purpose="p", window=4, stride=3,
+                        plain_margin=dummies.plain_margin)
+    assert (found.margin.diff() <= 0).all()
+    assert found.reached[0] < 0.5
+    goals = found.goals[0]
+    assert ((goals == -1) | (goals != torch.arange(CLASSES))).all()
+    assert permuting(found, dummies.plain_margin)[0].goals == tuple(goals.tolist())

@@ -38,8 +38,8 @@ _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thoro
               help="Write the recovered triggers there, for `evaluate --trigger`.")
 @click.option("--reports", type=file_path(), metavar="DIR",
               help="For a folder of models: keep each report there; the next run reads them and scans the rest.")
-@click.option("--screen", is_flag=True, help="Short searches only, compared with clean networks: a third of the cost, "
-              "and a calibrated verdict: about 2 % of clean networks like those are accused.")
+@click.option("--screen", is_flag=True, help="Stop after the short searches, whatever they show. Their verdict is "
+              "calibrated: about 2 % of clean networks like those of the calibration are accused.")
 @_EFFORT
 @model_options
 @common_options()

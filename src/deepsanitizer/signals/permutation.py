@@ -14,6 +14,7 @@ from deepsanitizer.search import permutation, permuting
 from deepsanitizer.signals.universal import plain_margin
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
+
 class Window(TypedDict):
     """Side and stride of the windows of a search, in pixels."""
 
