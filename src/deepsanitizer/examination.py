@@ -120,8 +120,9 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         if not (full or case.plan.full) and (verdict.p_value or 0.0) > ORDINARY:
             return Examined(first, verdict, tuple(item.result for item in looked), looked)
     dummies = _curated(case, first)
+    quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
-        evidence = looked + collect(case.classifier, dummies, case.run, quick=case.plan.quick or known)
+        evidence = looked + collect(case.classifier, dummies, case.run, quick=quick)
     return Examined(dummies, conclude(evidence, first or dummies),
                     tuple(item.result for item in evidence), evidence)
 
@@ -186,11 +187,11 @@ def _from_report(case: Case, report: ScanReport, known: bool, full: bool) -> Exa
         raise UsageError("the report is of short searches, which are not enough to repair from",
                          "Leave --from-report out" + (", or scan without --screen." if report.config.get("screen")
                                                       else "."))
-    first = None
+    first: Dummies | None = None
     if known:
         with case.clock.stage("dummies"):
             first = _screen_dummies(case)
-    dummies = _curated(case, first) if searched else first or _curated(case, None)
+    dummies = _curated(case, first) if searched or first is None else first
     return Examined(dummies, earlier, tuple(report.signals), ())
 
 

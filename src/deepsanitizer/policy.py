@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.repair.bank import Lead, lead_of
-from deepsanitizer.signals import permutation, windows_for
+from deepsanitizer.signals import permutation_window, windows_for
 from deepsanitizer.types import Effort, SignalResult, Suspect
 
 
@@ -49,7 +49,6 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     (a user named it), the one that says most about it is followed.
     """
     strides = dict(windows_for(shape))
-    permuted = permutation.windows(shape)["stride"]
     first: list[Lead] = []
     further: list[Lead] = []
     best: SignalResult | None = None
@@ -62,7 +61,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
         groups: set[str] = set()
         for result in mine:
             best = best or result
-            stride = permuted if result.kind == "all2all" else strides.get(result.window, 1)
+            stride = permutation_window(shape)[1] if result.kind == "all2all" else strides.get(result.window, 1)
             group, lead = GROUPS[result.family], lead_of(result, stride)
             weak = (result.score or 0) < share * (best.score or 0)
             natural = lead.natural_share > limit_share
@@ -75,7 +74,6 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             elif (result.score or 0) >= 1 and group not in groups:
                 further.append(lead)
                 groups.add(group)
-    most = 1 if first[0].kind == "all2all" else most  # one search for a permutation is as dear as four for a class
     return _purest(first)[:most], further[:others]
 
 

@@ -16,7 +16,6 @@ from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
 from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, paper, tune
-from deepsanitizer.signals import plain_margin
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
@@ -71,7 +70,7 @@ class Ground:
 def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], suspects: Sequence[Suspect], plan: Plan,
             run: Run, stage: Stage, *, stored_as: Checkpoint | None) -> Ground:
     """Fresh dummies, the leads with matched strengths, and the attack on the old weights; shared by all methods."""
-    old, unit = parts.classifier, plain_margin(dummies)
+    old, unit = parts.classifier, dummies.plain_margin
     with stage("fresh dummies"):
         fresh = invert(old, plan.fresh, run, purpose="fresh dummies")
     ordinary = dummies  # untried without statistics to match

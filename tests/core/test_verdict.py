@@ -14,7 +14,7 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.policy import EFFORTS, leads_for, suspect_for
 from deepsanitizer.repair.bank import Followed, Lead, follow, lead_of
 from deepsanitizer.report.words import comparison_in_line
-from deepsanitizer.signals import UNIVERSAL_FAMILIES, collect, plain_margin, windows_for
+from deepsanitizer.signals import UNIVERSAL_FAMILIES, collect, windows_for
 from deepsanitizer.signals.universal import unit_of
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Suspect, Trigger
@@ -137,8 +137,8 @@ def test_a_lead_that_is_pure_enough_stays_beside_a_purer_one() -> None:
 
 def test_dummies_without_statistics_ask_for_twice_the_lead() -> None:
     matched = dummies()
-    assert unit_of(matched) == plain_margin(matched)
-    assert unit_of(replace(matched, matched=False)) == 2 * plain_margin(matched)
+    assert unit_of(matched) == matched.plain_margin
+    assert unit_of(replace(matched, matched=False)) == 2 * matched.plain_margin
 
 
 def test_rivals_are_searched_on_the_same_weights_at_full_strength(planted: PlantedOf, dummies_for: DummiesOf) -> None:
@@ -204,8 +204,8 @@ def test_robust_statistics() -> None:
 
 
 def test_the_unit_of_margins_is_at_least_one() -> None:
-    assert plain_margin(dummies()) == 5.0
-    assert plain_margin(Dummies(torch.zeros(3, 3, 8, 8), torch.zeros(3, 4), "")) == 1.0
+    assert dummies().plain_margin == 5.0
+    assert Dummies(torch.zeros(3, 3, 8, 8), torch.zeros(3, 4), "").plain_margin == 1.0
 
 
 def test_signals_on_a_planted_network_agree_with_what_was_planted(planted: PlantedOf, dummies_for: DummiesOf) -> None:

@@ -25,7 +25,7 @@ from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, truth_of
 from deepsanitizer.curate import invert
 from deepsanitizer.report import write
-from deepsanitizer.signals import SCREEN_DUMMIES, feature_shift, freeeagle, head_weights, mm_bd, plain_margin
+from deepsanitizer.signals import SCREEN_DUMMIES, feature_shift, freeeagle, head_weights, mm_bd
 from deepsanitizer.types import Evidence, SignalResult, silent
 
 What = Literal["screen", "published"]
@@ -42,7 +42,7 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
     evidence: Sequence[Evidence]
     if what == "screen":
         dummies, evidence = examination.screened(case)
-        row |= {"plain": plain_margin(dummies), "matched": dummies.matched,
+        row |= {"plain": dummies.plain_margin, "matched": dummies.matched,
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.

@@ -14,7 +14,7 @@ from deepsanitizer.signals import (
     skew,
     universal,
 )
-from deepsanitizer.signals.universal import LEAST_SPREAD, plain_margin
+from deepsanitizer.signals.universal import LEAST_SPREAD
 from deepsanitizer.split import Split
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
@@ -28,7 +28,7 @@ SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, 
 
 SCREEN_DUMMIES = 300
 
-__all__ = ["SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "plain_margin", "screen",
+__all__ = ["SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "permutation_window", "screen",
            "windows_for"]
 
 
@@ -38,6 +38,14 @@ def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
     pairs = {(max(2, round(side * window / 32)), max(1, round(side * stride / 32)))
              for window, stride in ((6, 3), (10, 4), (14, 6))}
     return sorted((window, stride) for window, stride in pairs if window <= side // 2)
+
+
+def permutation_window(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Size and stride of the search for permutations: the smallest window, at wider steps, for a patch that a window
+    holds in part is found, too.
+    """
+    window, stride = windows_for(shape)[0]
+    return window, max(1, round(stride * 5 / 3))
 
 
 def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen") -> tuple[Evidence, ...]:
@@ -60,7 +68,7 @@ def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen")
     evidence += [replace(item, result=replace(item.result, name=name))
                  for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
     evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9,
-                              least_spread=LEAST_SPREAD * plain_margin(dummies)),
+                              least_spread=LEAST_SPREAD * dummies.plain_margin),
                  bounded_gap.detect(classifier, dummies, run), skew.detect(classifier, run),
                  head_weights.detect(classifier), lipschitz.detect(classifier)]
     return tuple(replace(item, result=replace(item.result, name=f"screen {item.result.name}", stage="screen"))
@@ -85,6 +93,6 @@ def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
                                     first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20),
                                     score_on=80 if quick else 160)
         evidence += [one, pair]  # goals of their own: better told by the search below
-    evidence.append(permutation.detect(classifier, dummies, run, purpose=purpose,
-                                       **permutation.windows(classifier.spec.shape)))
+    window, stride = permutation_window(classifier.spec.shape)
+    evidence.append(permutation.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose))
     return tuple(evidence)

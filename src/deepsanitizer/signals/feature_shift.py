@@ -14,7 +14,6 @@ import torch
 
 from deepsanitizer.search.universal import margin_to
 from deepsanitizer.signals.outlier import of_classes
-from deepsanitizer.signals.universal import plain_margin
 from deepsanitizer.split import Split
 from deepsanitizer.stats import lead_over, top_two
 from deepsanitizer.types import Dummies, Evidence, Run
@@ -55,7 +54,7 @@ def detect(parts: Split, dummies: Dummies, run: Run, *, radius: float = 0.5, ste
             margins += ((margin * other).sum(1) / other.sum(1).clamp_min(1)).tolist()
         run.meter.add(len(piece) * 4 * batch, backward=False, share=1 - parts.share_before)
     _, best, runner_up = top_two(margins)
-    return of_classes("feature shift", margins, lead_over(best, runner_up) / plain_margin(dummies),
+    return of_classes("feature shift", margins, lead_over(best, runner_up) / dummies.plain_margin,
                       passes=run.meter.passes - before)
 
 

@@ -6,29 +6,12 @@ Why it works: no natural patch sends different classes to different goals; on cl
 Limits: patches only, and all classes: a backdoor that moves a few classes to goals of their own reaches a small share.
 """
 
-import math
-from typing import TypedDict
-
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import permutation, permuting
-from deepsanitizer.signals.universal import plain_margin
+from deepsanitizer.signals.place import as_matrix
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
-
-class Window(TypedDict):
-    """Side and stride of the windows of a search, in pixels."""
-
-    window: int
-    stride: int
-
-
 MOST_CLASSES = 100  # the search takes two images of each class at every step and place
-
-
-def windows(shape: tuple[int, int, int]) -> Window:
-    """Side and stride of the windows: 6 and 5 pixels of a 32-pixel image."""
-    side = min(shape[1:])
-    return {"window": min(max(2, round(side * 6 / 32)), max(2, side // 2)), "stride": max(1, round(side * 5 / 32))}
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
@@ -40,7 +23,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
     if not 3 <= classes <= MOST_CLASSES:
         return Evidence(SignalResult(name=name, kind="all2all", applicable=False,
                                      reason=f"it is for 3 to {MOST_CLASSES} classes"))
-    before, plain = run.meter.passes, plain_margin(dummies)
+    before, plain = run.meter.passes, dummies.plain_margin
     found = permutation(classifier, dummies, run, purpose=f"{purpose} permutation {window}", window=window,
                         stride=stride, plain_margin=plain)
     goals = [goal for goal in found.goals[0].tolist() if goal >= 0]
@@ -54,9 +37,5 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
         score=max(0.0, min(margin / (accuse_at[0] * plain), reached / accuse_at[1])) if apart else 0.0,
         passes=run.meter.passes - before,
         reason="" if apart else "several classes share a goal",
-        matrix=_rows(found.cells[0].tolist()) if classes <= 50 else None)
+        matrix=as_matrix(found.cells[0]))
     return Evidence(result, permuting(found, plain))
-
-
-def _rows(cells: list[list[float]]) -> list[list[float | None]]:
-    return [[round(value, 3) if math.isfinite(value) else None for value in row] for row in cells]

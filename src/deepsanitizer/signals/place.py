@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import Places, column_means, own_goals, places, triggers_at
-from deepsanitizer.signals.universal import LEAST_SPREAD, plain_margin, unit_of
+from deepsanitizer.signals.universal import LEAST_SPREAD, unit_of
 from deepsanitizer.stats import lead_over, robust_z, separation, standing_out, top_two
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
@@ -36,7 +36,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
     # Natural evidence grows with the area: the unit is that of 6 pixels of 32.
     scale = max(1.0, (window * 32 / min(classifier.spec.shape[1:]) / 6) ** 2)
     passes, unit = run.meter.passes - before, unit_of(dummies) * scale
-    plain = plain_margin(dummies)
+    plain = dummies.plain_margin
     one = _all2one(found, unit * accuse_at[0], passes, plain)
     return one, _all2all(found, unit * accuse_at[1], plain), _specific(found, unit * accuse_at[2], plain)
 
@@ -57,7 +57,7 @@ def _all2one(found: Places, unit: float, passes: float, plain: float) -> Evidenc
         threshold=max(runner_up, 0.0) + unit, runner_up=runner_up, z=robust_z(columns[:, target].tolist()),
         success=success,
         score=lead_over(margin, runner_up) / unit, statistic=statistic, family="place", window=found.window,
-        matrix=_matrix(found.cells[place]), passes=passes)
+        matrix=as_matrix(found.cells[place]), passes=passes)
     return Evidence(result, triggers_at(found, columns[:, target], target=target, source=None))
 
 
@@ -82,7 +82,7 @@ def _all2all(found: Places, unit: float, plain: float) -> Evidence:
         name=f"own goals {found.window}", kind="all2all", applicable=True, margin=margin, runner_up=null,
         z=robust_z(mean.tolist()), success=(cells[cells.isfinite()] > 0).float().mean().item(),
         score=lead_over(margin, null) / unit, statistic=_permuting(margin, shared, null, plain, classes),
-        family="place", window=found.window, matrix=_matrix(found.cells[place]))
+        family="place", window=found.window, matrix=as_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, value, target=None, source=None, goals=goals))
 
 
@@ -110,11 +110,11 @@ def _specific(found: Places, unit: float, plain: float) -> Evidence:
         runner_up=runner_up, success=carried, score=lead if carried < 0.5 else 0.0, family="place",
         statistic=separation(margin, runner_up, plain) / math.log(max(classes, 2)), window=found.window,
         reason="" if carried < 0.5 else "other sources are carried along: see all-to-one",
-        matrix=_matrix(found.cells[place]))
+        matrix=as_matrix(found.cells[place]))
     return Evidence(result, triggers_at(found, found.cells[:, source, target], target=target, source=source))
 
 
-def _matrix(cells: Tensor, most: int = 50) -> list[list[float | None]] | None:
+def as_matrix(cells: Tensor, most: int = 50) -> list[list[float | None]] | None:
     """Cells as rows of numbers for the report; none above `most` classes."""
     if len(cells) > most:
         return None

@@ -21,14 +21,9 @@ ACCUSE_AT = {"add": 1.25, "blend": 1.25, "patch": 1.0, "filter": 1.0, "warp": 1.
 LEAST_SPREAD = 0.5  # in plain margins: below it the spread of other classes says nothing about a lead
 
 
-def plain_margin(dummies: Dummies) -> float:
-    """The unit of all margins."""
-    return dummies.plain_margin
-
-
 def unit_of(dummies: Dummies) -> float:
     """What leads are measured by: the plain margin, twice where dummies could not be matched to statistics."""
-    return plain_margin(dummies) * (1.0 if dummies.matched else 2.0)
+    return dummies.plain_margin * (1.0 if dummies.matched else 2.0)
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, purpose: str = "scan", steps: int = 40,
@@ -60,7 +55,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
         name=family, applicable=True, family=family, per_target=per_target, target=classes[best], margin=margin,
         runner_up=runner_up, z=robust_z(margins), score=lead_over(margin, runner_up) / unit,
         threshold=max(runner_up, 0.0) + unit, success=found.success[best].item(),
-        statistic=standing_out(per_target, LEAST_SPREAD * plain_margin(dummies)),
+        statistic=standing_out(per_target, LEAST_SPREAD * dummies.plain_margin),
         strength=strength, passes=run.meter.passes - before)
     order = found.margin.argsort(descending=True)[:3].tolist()
     triggers = tuple(Trigger(family, found.take(i), found.strength[i].item(), classes[i], None, margins[i])
