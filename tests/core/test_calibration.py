@@ -33,7 +33,7 @@ from deepsanitizer.report.html import to_html
 from deepsanitizer.report.text import to_text
 from deepsanitizer.stats import separation, standing_out
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Trigger
-from deepsanitizer.verdict import judge_screen, meant
+from deepsanitizer.verdict import confirmed, judge_screen, leading_goal, meant
 
 PlantedOf: TypeAlias = Callable[[Attack], Planted]
 NULL = tuple(k / 100 for k in range(100))
@@ -226,3 +226,52 @@ def test_a_short_scan_judges_against_clean_networks_only_where_they_are_alike(
     for text in (page, console.file.getvalue()):  # type: ignore[attr-defined]
         assert "gainst clean networks" in text
         assert "own goals" in text
+
+
+def full(score: float, target: int | None, *, kind: str = "all2one", family: str = "filter") -> Evidence:
+    told = SignalResult(name=family, applicable=True, kind=kind, target=target, score=score,  # type: ignore[arg-type]
+                        family=family, margin=9.0, runner_up=1.0)
+    return Evidence(told, (Trigger(family, {}, 0.1, target, None, 5.0),))
+
+
+def test_full_evidence_after_a_screen_never_accuses_alone() -> None:
+    quiet = [evidence(result(0.1))]
+    clean = judge_screen(quiet, dummies(), TABLE)
+    goal = leading_goal([item.result for item in quiet])
+    assert (clean.name, goal) == ("clean", 3)
+    assert confirmed(clean, goal, [full(9.0, 7)]) == clean  # another goal
+    assert confirmed(clean, goal, [full(0.9, 3)]) == clean
+    told = confirmed(clean, goal, [full(9.0, 3), full(12.0, 7)])
+    assert (told.name, told.calibrated, told.score, told.p_value) == ("suspicious", True, clean.score, clean.p_value)
+    assert [(s.target, s.family, s.score) for s in told.suspects] == [(3, "filter", 9.0)]
+    unknown = judge_screen(quiet, dummies(5), TABLE)
+    assert confirmed(unknown, goal, [full(9.0, 3)]).name == "inconclusive"
+
+
+def test_full_evidence_says_how_an_accused_goal_is_reached() -> None:
+    loud = [evidence(result(9.0))]
+    first = judge_screen(loud, dummies(), TABLE)
+    told = confirmed(first, 3, [full(0.9, 3), full(5.0, 7)])
+    assert told.name == "backdoored"
+    assert [(s.target, s.family, s.score) for s in told.suspects] == [(3, "filter", first.score)]
+    assert confirmed(first, 3, [full(5.0, 7)]).suspects == first.suspects  # the full searches met another class
+
+
+def test_a_scan_goes_on_where_the_first_look_finds_something(planted: PlantedOf,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    model = planted("blend").network
+    strict, lax = (Calibration(100, dict.fromkeys(VOTING, tuple(step * k for k in range(100))), NULL, (2, 43), (8, 32),
+                               (3,), {}) for step in (1.0, 1e-3))
+    monkeypatch.setattr(examination, "shipped", lambda: strict)
+    ordinary = scan(model, spec=SPEC, effort="fast", device="cpu")
+    assert (ordinary.verdict, ordinary.calibrated) == ("clean", True)
+    assert {signal.stage for signal in ordinary.signals} == {"screen"}
+    with pytest.raises(UsageError, match="short searches"):
+        sanitize(model, spec=SPEC, from_report=ordinary, force=True, device="cpu")
+    monkeypatch.setattr(examination, "shipped", lambda: lax)
+    found = scan(model, spec=SPEC, effort="fast", device="cpu")
+    assert (found.verdict, found.calibrated, found.suspects[0].target) == ("backdoored", True, TARGET)
+    assert {signal.stage for signal in found.signals} == {"screen", "full"}
+    console = Console(file=io.StringIO(), width=100)
+    to_text(found, console)
+    assert "alone they do not accuse" in console.file.getvalue()  # type: ignore[attr-defined]

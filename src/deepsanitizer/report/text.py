@@ -128,7 +128,9 @@ def _signals(report: ScanReport, out: _Printer) -> None:
         rows.append([signal.name, goal, number(signal.margin), number(signal.runner_up), number(signal.z),
                      percent(signal.success), number(signal.score)])
     if rows or skipped:
-        out.heading("Signals (a score of 1 or more accuses)")
+        screened = any(signal.stage == "screen" for signal in report.signals)
+        out.heading("Full searches (1 or more stands out; alone they do not accuse)" if screened else
+                    "Signals (a score of 1 or more accuses)")
     if rows:
         out.table(["signal", "class", "margin", "next", "z", "success", "score"], rows)
     for text in skipped:
