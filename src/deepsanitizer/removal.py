@@ -15,7 +15,7 @@ from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
-from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, paper, tune
+from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, overshoot, paper, tune
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
@@ -127,9 +127,9 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                     weight /= 4
                 candidate = closed_form.repair(old, learned_from, found, run, keep=weight,
                                                purpose=f"closed form {number}")
-                candidate = tune.repair(old, learned_from, found, run, start=candidate, purpose=f"tune {number}")
-            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g} and tuned, on "
-                         f"{len(found)} transformations")
+                candidate = _tuned_on(ground, learned_from, found, candidate, f"tune {number}")
+            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g}, tuned and "
+                         f"overshot, on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
@@ -171,7 +171,7 @@ def _unpermuted(ground: Ground, rounds: int, *, searches: int = 3, times: int = 
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
-               keeps: tuple[float, ...] = (4.0, 1.0, 0.25), enough: float = 0.05,
+               keeps: tuple[float, ...] = (16.0, 4.0, 1.0, 0.25), enough: float = 0.05,
                most_lost: float = 0.02) -> tuple[Classifier, float, str]:
     """The closed form, `tuned` or not, with the weight on plain dummies chosen on dummies that neither has seen.
 
@@ -184,8 +184,7 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
     natural = ground.before[0].natural  # of the strongest lead
     candidates = closed_form.ladder(ground.parts.classifier, dummies, found, ground.run, keeps=keeps)
     for keep, relearned in zip(keeps, candidates, strict=True):
-        candidate = relearned if not tuned else tune.repair(ground.parts.classifier, dummies, found, ground.run,
-                                                            start=relearned)
+        candidate = _tuned_on(ground, dummies, found, relearned, "tune") if tuned else relearned
         hits = success(candidate, natural, ground.fresh, ground.run, most=100)
         _, agreed = kept_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
         if chosen is None:
@@ -194,11 +193,18 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
             break
         chosen, weight = candidate, keep
         told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
-                f"{', and tuned' if tuned else ''}: the old patterns now send {hits:.0%} of fresh dummies to the goal")
+                f"{', tuned and overshot' if tuned else ''}: the old patterns now send {hits:.0%} of fresh dummies to "
+                "the goal")
         if hits <= enough:
             break
     assert chosen is not None
     return chosen, weight, told
+
+
+def _tuned_on(ground: Ground, dummies: Dummies, found: Sequence[Trigger], start: Classifier,
+              purpose: str) -> Classifier:
+    old = ground.parts.classifier
+    return overshoot.repair(old, tune.repair(old, dummies, found, ground.run, start=start, purpose=purpose))
 
 
 def without_goals(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:

@@ -13,7 +13,7 @@ from deepsanitizer import channels
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.repair import bound, closed_form, clp, paper, tune
+from deepsanitizer.repair import bound, closed_form, clp, overshoot, paper, tune
 from deepsanitizer.repair.bank import Lead, follow, matched
 from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.split import split
@@ -95,6 +95,21 @@ def test_tuning_weakens_the_patch_and_keeps_the_rest(planted: PlantedOf, dummies
     acc, asr = accuracy(tuned.network, "patch")
     assert asr < model.asr - 20
     assert acc > model.acc - 5
+
+
+def test_to_overshoot_goes_on_along_the_line(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    model = planted("patch")
+    original = model.classifier()
+    repaired = closed_form.repair(original, dummies_for("patch"), [true_patch()], Run(CPU), keep=16)
+    further = overshoot.repair(original, repaired, beyond=1.5)
+    old, new = state_of(original), state_of(repaired)
+    for name, value in state_of(further).items():
+        wanted = old[name] + 1.5 * (new[name] - old[name]) if name.endswith(("weight", "bias")) else new[name]
+        assert torch.allclose(value, wanted, atol=1e-6), name
+    assert all(torch.equal(state_of(repaired)[name], value) for name, value in new.items())
+    (acc, asr), (acc_before, asr_before) = (accuracy(c.network, "patch") for c in (further, repaired))
+    assert asr < asr_before
+    assert acc > acc_before - 5
 
 
 def test_closed_form_does_nearly_nothing_where_nothing_is_to_be_undone(planted: PlantedOf,
