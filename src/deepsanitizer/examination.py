@@ -154,7 +154,7 @@ def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
     """Dummies of their own and the short searches on them: what the calibration measured."""
     with case.clock.stage("screen"):
         dummies = _screen_dummies(case)
-        return dummies, screen(case.parts, dummies, case.run)
+        return dummies, screen(case.classifier, dummies, case.run)
 
 
 def _screened_and_placed(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:

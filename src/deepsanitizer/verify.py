@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from deepsanitizer.calibration import REACHED, by_goal, p_value, scores_of, shipped
 from deepsanitizer.classifier import Classifier, logits_of
-from deepsanitizer.repair.bank import FULL, QUICK, Followed, Lead, follow
+from deepsanitizer.curate import invert
+from deepsanitizer.repair.bank import FULL, QUICK, Followed, Lead, follow, lead_of
+from deepsanitizer.signals import SCREEN_DUMMIES, screen, windows_for
 from deepsanitizer.triggers import apply_trigger
 from deepsanitizer.types import Agreement, Dummies, Run, SearchComparison, Trigger
 
@@ -41,6 +44,7 @@ class Proof:
     left: tuple[SearchComparison, ...]  # those that show the backdoor still there
     to_unlearn: tuple[Trigger, ...]  # what new searches found that still succeed, and old patterns of untouched leads
     repeated: bool  # an attack succeeded on the old weights, so that its failure on the new ones says something
+    instead: bool = False  # what is to be unlearned takes the place of the bank
 
 
 def agreement(fresh: Dummies, new: Classifier) -> Agreement:
@@ -165,3 +169,24 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
                   (", and what new searches reach is in line with other classes." if after else "."))
     accepted = by_class >= least_by_class and sure >= least_sure and repeated and not left
     return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), to_unlearn, repeated)
+
+
+def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[float, list[Lead]]:
+    """The share of clean networks about which a screen says as much of `goal`, and a lead to its strongest family.
+
+    A proof searches the families that were repaired; the trigger may be of another one. The screen has all families,
+    other seeds and dummies of the new weights, and a null distribution of its own. Where these dummies reach fewer
+    classes than on the calibration networks it says nothing, and the share is 1. The goal is known beforehand, while
+    the null holds each clean network's leading one: the share errs on the side of accepting.
+    """
+    calibration = shipped()
+    dummies = invert(new, SCREEN_DUMMIES, run, purpose=purpose)
+    if len(dummies.labels.unique()) < REACHED * dummies.logits.shape[1]:
+        return 1.0, []
+    results = calibration.placed([item.result for item in screen(new, dummies, run, purpose=purpose)])
+    shares = scores_of(results)
+    told = by_goal(results, shares).get(goal, 0.0) * calibration.threshold()
+    mine = sorted((r for r in results if r.target == goal and r.kind == "all2one" and r.family and r.margin is not None
+                   and shares.get(r.name, 0.0) > 0), key=lambda r: -shares[r.name])
+    strides = dict(windows_for(new.spec.shape))
+    return p_value(told, calibration.combined), [lead_of(r, strides.get(r.window, 1)) for r in mine[:1]]

@@ -52,7 +52,7 @@ def test_the_screen_stays_within_its_cost_and_leaves_the_network_alone(planted: 
                                                                        dummies_for: DummiesOf) -> None:
     classifier, run = planted("patch").classifier(), Run(CPU)
     before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
-    found = screen(split(classifier, "auto"), dummies_for("patch"), run)
+    found = screen(classifier, dummies_for("patch"), run)
     assert run.meter.passes + 41 * SCREEN_DUMMIES < 50_000
     assert all(item.result.stage == "screen" and item.result.name.startswith("screen ") for item in found)
     assert len({item.result.name for item in found}) == len(found)

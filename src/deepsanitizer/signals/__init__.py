@@ -15,7 +15,6 @@ from deepsanitizer.signals import (
     universal,
 )
 from deepsanitizer.signals.universal import LEAST_SPREAD
-from deepsanitizer.split import Split
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
@@ -48,13 +47,12 @@ def permutation_window(shape: tuple[int, int, int]) -> tuple[int, int]:
     return window, max(1, round(stride * 5 / 3))
 
 
-def screen(parts: Split, dummies: Dummies, run: Run, *, purpose: str = "screen") -> tuple[Evidence, ...]:
+def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "screen") -> tuple[Evidence, ...]:
     """The short searches on which the calibrated verdict rests, and what is shown beside it; under 50,000 passes for 10
     classes with `SCREEN_DUMMIES`.
 
     What the null distributions in `calibration.json` were measured with: a change here needs them measured again.
     """
-    classifier = parts.classifier
     evidence = []
     for name, family, share, lr in SCREEN_FAMILIES:
         item = universal.detect(classifier, dummies, run, family=family, share=share, lr=lr,

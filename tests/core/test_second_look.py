@@ -1,0 +1,56 @@
+"""A second look: the screen of a repaired network must no longer speak of the goal."""
+
+from contextlib import nullcontext
+
+import pytest
+from helpers.planted import CPU
+
+from deepsanitizer import removal
+from deepsanitizer.classifier import Classifier, classifier_of
+from deepsanitizer.curate import invert
+from deepsanitizer.demo import truth
+from deepsanitizer.demo.run import load_model
+from deepsanitizer.repair.bank import Lead
+from deepsanitizer.split import split
+from deepsanitizer.types import Agreement, Run
+from deepsanitizer.verify import Proof, second_look
+
+TARGET: int = truth.planted()["target"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def demo() -> Classifier:
+    loaded = load_model()
+    return classifier_of(loaded.network, loaded.spec, CPU)
+
+
+def test_a_network_that_still_carries_its_backdoor_is_told(demo: Classifier) -> None:
+    said, leads = second_look(demo, TARGET, Run(CPU, 1), purpose="test")
+    assert said <= removal.LOOK_AGAIN
+    assert [lead.target for lead in leads] == [TARGET]
+    assert leads[0].family in ("blend", "add")
+
+
+def test_of_another_class_nothing_is_said(demo: Classifier) -> None:
+    other = (TARGET + 7) % demo.spec.num_classes
+    said, leads = second_look(demo, other, Run(CPU, 1), purpose="test")
+    assert said > removal.LOOK_AGAIN
+    assert all(lead.target == other for lead in leads)
+
+
+@pytest.mark.parametrize(("said", "accepted"), [(0.01, False), (0.4, True)])
+def test_what_the_screen_still_speaks_of_is_refused_and_joins_the_bank(
+        said: float, accepted: bool, demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead, run = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12), Run(CPU)
+    dummies = invert(demo, 43, run, purpose="test", steps=5)
+    fine = Proof(Agreement(overall=1.0, per_class=[]), (), True, "fine", (), (), (), True)
+    monkeypatch.setattr(removal, "prove", lambda *args, **kwargs: fine)
+    monkeypatch.setattr(removal, "second_look", lambda *args, **kwargs: (said, [lead]))
+    ground = removal.Ground(split(demo, "auto"), dummies, dummies, dummies, (lead,), (), 5.0, None, run,
+                            lambda name, /: nullcontext(), quick=True, must_repeat=True)
+    proof = ground.proven(demo.clone(), 0, ["a step"]).proof
+    assert proof.accepted == accepted
+    assert all((t.family, t.target) == ("add", TARGET) for t in proof.to_unlearn)
+    assert bool(proof.to_unlearn) == (not accepted)
+    assert ("still speaks" in proof.reason) == (not accepted)
