@@ -22,6 +22,7 @@ from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect,
 from deepsanitizer.verdict import SUSPICIOUS_FROM
 from deepsanitizer.verify import Attack, Proof, attack, kept_agreement, prove, second_look, success
 
+KEEPS = (16.0, 4.0, 1.0, 0.25)  # weights on plain dummies in the closed form, heaviest first
 LOOK_AGAIN = 0.05  # where at most so large a share of clean networks shows as much, a repair is not accepted
 
 
@@ -195,7 +196,7 @@ def _unpermuted(ground: Ground, rounds: int, *, searches: int = 3, times: int = 
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
-               keeps: tuple[float, ...] = (16.0, 4.0, 1.0, 0.25), enough: float = 0.05,
+               keeps: tuple[float, ...] = KEEPS, enough: float = 0.05,
                most_lost: float = 0.02) -> tuple[Classifier, float, str]:
     """The closed form, `tuned` or not, with the weight on plain dummies chosen on dummies that neither has seen.
 
