@@ -24,12 +24,14 @@ from deepsanitizer.types import Agreement, Dummies, Run, SearchComparison, Trigg
 class Attack:
     """What a fresh search for one lead reached on one set of weights, and its success on dummies.
 
-    `natural` are its strongest triggers at about the strength that these weights need.
+    `natural` are its strongest triggers at about the strength that these weights need, `rivals` those of other classes
+    at the same share of their strength.
     """
 
     found: Followed
     success: float
     natural: tuple[Trigger, ...]
+    rivals: tuple[Trigger, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: R
     for lead in leads:
         found = follow(classifier, fresh, lead, run, purpose=purpose, compete=True, **(QUICK if quick else FULL))
         natural = tuple(at_natural_strength(classifier, trigger, fresh, run) for trigger in found.triggers[:3])
-        attacks.append(Attack(found, success(classifier, found.triggers[:1], fresh, run), natural))
+        share = natural[0].strength / found.triggers[0].strength
+        rivals = tuple(replace(rival, strength=share * rival.strength) for rival in found.rivals)
+        attacks.append(Attack(found, success(classifier, found.triggers[:1], fresh, run), natural, rivals))
     return tuple(attacks)
 
 
@@ -125,9 +129,10 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     its margin is now at most what other classes reach on the new weights (or `gone_share` of a plain margin where
     that is more) and `tolerated_share` of the lead for which a scan accuses: one class must be the easiest of a clean
     network, too. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
-    strength, may send at most `most_success` of the dummies to the goal, which proves nothing alone. A further lead,
-    which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself, of
-    which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
+    strength, may send at most `most_success` of the dummies to the goal, or as many as the old patterns of a rival
+    class send to that class at such a strength, about which nothing was done; this proves nothing alone. A further
+    lead, which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself,
+    of which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
     nothing (`must_repeat`). Agreement is asked for in the mean over classes (`least_by_class`) and on the surer half
     (`least_sure`), as `kept_agreement` counts them.
     """
@@ -150,7 +155,9 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     to_unlearn = tuple(t for attacks, apply in ((after, easier), (before, untouched))
                        for item, applies in zip(attacks, apply, strict=True) if applies for t in item.found.triggers)
     left = [c for number, c in enumerate(comparisons) if easier[number] or untouched[number]
-            or ((number == 0 or c.target != goal) and c.old_success_after > most_success)]
+            or ((number == 0 or c.target != goal) and c.old_success_after > most_success
+                and c.old_success_after > max((success(new, [t], fresh, run) for t in before[number].rivals),
+                                              default=0.0))]
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
     if by_class < least_by_class:

@@ -413,3 +413,37 @@ def test_proof_refuses_weights_that_are_not_finite(planted: PlantedOf, dummies_f
     bad = proof(monkeypatch, dummies_for("none"), broken, before=50.0, after=-5.0, limit=3.0)
     assert not bad.accepted
     assert "not finite" in bad.reason
+
+
+@pytest.mark.parametrize(("rival", "stands"), [(0.5, False), (0.7, True)])
+def test_old_patterns_may_work_as_well_as_those_of_a_class_that_nothing_was_done_about(
+        rival: float, stands: bool, planted: PlantedOf, dummies_for: DummiesOf,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def works(classifier: Classifier, triggers: tuple[Trigger, ...], *others: object, **options: object) -> float:
+        return 0.6 if triggers[0].target == TARGET else rival
+
+    lead = Lead("add", "all2one", None, TARGET, 3.0, strength=0.1)
+    mine, other = (Trigger("add", {"pattern": torch.zeros(1, *SPEC.shape)}, 0.1, target, None, 50.0)
+                   for target in (TARGET, 0))
+    before = (verify.Attack(Followed(lead, (mine,), 3.0, (other,)), 0.9, (mine,), (other,)),)
+    after = (verify.Attack(Followed(lead, (replace(mine, margin=-5.0),), 3.0), 0.1, (mine,)),)
+    monkeypatch.setattr(verify, "success", works)
+    monkeypatch.setattr(verify, "attack", lambda *arguments, **options: after)
+    told = verify.prove(planted("none").classifier(), dummies_for("none"), before, Run(CPU), plain_margin=10.0,
+                        purpose="test", accused=1)
+    assert told.accepted is stands
+    assert told.comparisons[0].old_success_after == 0.6
+
+
+def test_rivals_are_taken_at_the_share_of_strength_that_the_target_needs(planted: PlantedOf,
+                                                                         dummies_for: DummiesOf) -> None:
+    lead = Lead("add", "all2one", None, TARGET, 3.0, strength=0.1, rivals=(0, 1))
+    for followed in (lead, replace(lead, family="place", window=6, stride=4)):
+        (told,) = verify.attack(planted("patch").classifier(), dummies_for("patch"), [followed], Run(CPU),
+                                purpose="test")
+        share = told.natural[0].strength / told.found.triggers[0].strength
+        assert 0 < share <= 1
+        assert len(told.rivals) == len(told.found.rivals) > 0
+        assert TARGET not in {rival.target for rival in told.rivals}
+        assert all(rival.strength == pytest.approx(share * old.strength)
+                   for rival, old in zip(told.rivals, told.found.rivals, strict=True))

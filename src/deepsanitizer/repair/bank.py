@@ -68,11 +68,14 @@ FULL: Thrift = {}
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What a search for one lead found, strongest first (at least one), and what other classes reach beside it."""
+    """What a search for one lead found, strongest first (at least one), and what other classes reach beside it, with
+    the strongest trigger of each rival where rivals were searched.
+    """
 
     lead: Lead
     triggers: tuple[Trigger, ...]
     others: float
+    rivals: tuple[Trigger, ...] = ()
 
     @property
     def margin(self) -> float:
@@ -101,15 +104,19 @@ def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, pu
     found = universal(classifier, dummies, lead.family, [lead.target] * restarts, run, start=start,
                       strengths=torch.full((restarts,), strength), source=lead.source, steps=steps, batch=batch,
                       purpose=f"{purpose} {lead.family} {lead.target}")
-    others = lead.limit
+    others, rivals = lead.limit, []
     if compete and lead.rivals:
         against = universal(classifier, dummies, lead.family, [k for k in lead.rivals for _ in range(rival_restarts)],
                             run, steps=steps, batch=batch, purpose=f"{purpose} {lead.family} rivals")
         others = against.margin.max().item()
+        for first, rival in enumerate(lead.rivals):
+            best = first * rival_restarts + int(against.margin[first * rival_restarts:][:rival_restarts].argmax())
+            rivals.append(Trigger(lead.family, against.take(best), against.strength[best].item(), rival, None,
+                                  against.margin[best].item()))
     floor = found.margin.max() - (1 - keep) * found.margin.max().abs()  # also right where nothing succeeds
     order = [i for i in found.margin.argsort(descending=True).tolist() if found.margin[i] >= floor]
     return Followed(lead, tuple(Trigger(lead.family, found.take(i), found.strength[i].item(), lead.target, lead.source,
-                                        found.margin[i].item()) for i in order), others)
+                                        found.margin[i].item()) for i in order), others, tuple(rivals))
 
 
 def _best_entries(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, count: int) -> dict[str, Tensor]:
@@ -120,14 +127,19 @@ def _best_entries(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run
     return {name: value[order.to(value.device)] for name, value in found.params.items()}
 
 
-def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str) -> Followed:
+def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str, *,
+                  most_rivals: int = 3) -> Followed:
     where = places(classifier, dummies, run, purpose=f"{purpose} place {lead.window}", window=lead.window,
                    stride=lead.stride, first=(6, 8), second=(12, 16), keep=16, only_best=True)
     assert lead.target is not None
+    rivals: tuple[Trigger, ...] = ()
     if lead.source is None:
         columns = column_means(where.cells)
-        values, rest = columns[:, lead.target], columns.max(0).values
-        others = torch.cat([rest[:lead.target], rest[lead.target + 1:]]).max().item()
+        values, rest = columns[:, lead.target], columns.max(0).values.clone()
+        rest[lead.target] = float("-inf")
+        others = rest.max().item()
+        rivals = tuple(triggers_at(where, columns[:, k], target=k, source=None)[0]
+                       for k in rest.topk(min(most_rivals, len(rest) - 1)).indices.tolist() if rest[k].isfinite())
     else:
         values = where.cells[:, lead.source, lead.target]
         rest = where.cells.max(0).values.clone()
@@ -136,7 +148,7 @@ def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run
     if not values.isfinite().any():  # minus infinity would pass for a trigger that is gone
         raise CannotJudgeError(f"no dummy is of class {lead.source}, from which the accused trigger starts",
                                "Take more dummies with --effort, or name a class with --target.")
-    return Followed(lead, triggers_at(where, values, target=lead.target, source=lead.source), others)
+    return Followed(lead, triggers_at(where, values, target=lead.target, source=lead.source), others, rivals)
 
 
 def lead_of(result: SignalResult, stride: int = 0, *, most_rivals: int = 3) -> Lead:
