@@ -15,7 +15,7 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.facts import round_like
-from deepsanitizer.policy import GROUPS, Plan, leads_for
+from deepsanitizer.policy import Plan, leads_for
 from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, overshoot, paper, tune
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
@@ -75,9 +75,7 @@ class Ground:
         return Repaired(candidate, proof, tuple(steps))
 
     def _looked_at_again(self, candidate: Classifier, proof: Proof, goal: int, purpose: str) -> Proof:
-        """Refused where the screen still speaks of the goal. Its strongest family then fills the bank, alone where it
-        is of another group: what was unlearned was a substitute, and costs accuracy (docs/research/log.md, 3 and 40).
-        """
+        """Refused where the screen still speaks of the goal; its strongest family then fills the bank, too."""
         said, families = second_look(candidate, goal, self.run, purpose=purpose)
         if said > LOOK_AGAIN:
             return proof
@@ -86,8 +84,7 @@ class Ground:
             self.parts.classifier, self.dummies, lead, self.run, purpose=purpose,
             **(bank.QUICK if self.quick else bank.FULL)).triggers)
         named = f" ({leads[0].family})" if leads else ""
-        other = bool(leads) and GROUPS[leads[0].family] not in {GROUPS[lead.family] for lead in self.leads}
-        return replace(proof, accepted=False, to_unlearn=found, instead=other, reason=(
+        return replace(proof, accepted=False, to_unlearn=found, reason=(
             f"A new screen of the repaired network still speaks of the same goal{named}: of clean networks "
             f"{said:.0%} show as much."))
 
@@ -144,7 +141,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
         for number in range(1, rounds + 1 if method == "auto" else 1):
             if best.proof.accepted or not best.proof.repeated:
                 break
-            found = [*([] if best.proof.instead else found), *best.proof.to_unlearn]
+            found += best.proof.to_unlearn
             learned_from = without_goals(ground.ordinary, found)
             with ground.stage("repair"):
                 # Anew, from the original: one more tune of a tuned candidate costs up to 8 points (log, 29).

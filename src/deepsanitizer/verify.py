@@ -46,7 +46,6 @@ class Proof:
     left: tuple[SearchComparison, ...]  # those that show the backdoor still there
     to_unlearn: tuple[Trigger, ...]  # what new searches found that still succeed, and old patterns of untouched leads
     repeated: bool  # an attack succeeded on the old weights, so that its failure on the new ones says something
-    instead: bool = False  # what is to be unlearned takes the place of the bank
 
 
 def agreement(fresh: Dummies, new: Classifier) -> Agreement:
@@ -191,7 +190,8 @@ def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[
     if len(dummies.labels.unique()) < REACHED * dummies.logits.shape[1]:
         return 1.0, []
     results = calibration.placed([item.result for item in screen(new, dummies, run, purpose=purpose)])
-    shares = scores_of(results)
+    # The last layer's weights lean towards the goal as before: they are no sign that anything still works.
+    shares = {name: share for name, share in scores_of(results).items() if name != "screen head weights"}
     told = by_goal(results, shares).get(goal, 0.0) * calibration.threshold()
     mine = sorted((r for r in results if r.target == goal and r.kind == "all2one" and r.family and r.margin is not None
                    and shares.get(r.name, 0.0) > 0), key=lambda r: -shares[r.name])
