@@ -1,8 +1,9 @@
-"""A second look: the screen of a repaired network must no longer speak of the goal."""
+"""A second look at a repaired network, and whether a tune is kept."""
 
 from contextlib import nullcontext
 
 import pytest
+import torch
 from helpers.planted import CPU
 
 from deepsanitizer import removal
@@ -10,10 +11,11 @@ from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.curate import invert
 from deepsanitizer.demo import truth
 from deepsanitizer.demo.run import load_model
+from deepsanitizer.repair import tune
 from deepsanitizer.repair.bank import Lead
 from deepsanitizer.split import split
-from deepsanitizer.types import Agreement, Run
-from deepsanitizer.verify import Proof, second_look
+from deepsanitizer.types import Agreement, Run, Trigger
+from deepsanitizer.verify import Proof, changed_answers, second_look
 
 TARGET: int = truth.planted()["target"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,6 +25,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def demo() -> Classifier:
     loaded = load_model()
     return classifier_of(loaded.network, loaded.spec, CPU)
+
+
+def ground_of(demo: Classifier, lead: Lead) -> removal.Ground:
+    run = Run(CPU)
+    dummies = invert(demo, 43, run, purpose="test", steps=5)
+    return removal.Ground(split(demo, "auto"), dummies, dummies, dummies, (lead,), (), 5.0, None, run,
+                          lambda name, /: nullcontext(), quick=True, must_repeat=True)
 
 
 def test_a_network_that_still_carries_its_backdoor_is_told(demo: Classifier) -> None:
@@ -42,15 +51,38 @@ def test_of_another_class_nothing_is_said(demo: Classifier) -> None:
 @pytest.mark.parametrize(("said", "accepted"), [(0.01, False), (0.4, True)])
 def test_what_the_screen_still_speaks_of_is_refused_and_joins_the_bank(
         said: float, accepted: bool, demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    lead, run = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12), Run(CPU)
-    dummies = invert(demo, 43, run, purpose="test", steps=5)
+    lead = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12)
     fine = Proof(Agreement(overall=1.0, per_class=[]), (), True, "fine", (), (), (), True)
     monkeypatch.setattr(removal, "prove", lambda *args, **kwargs: fine)
     monkeypatch.setattr(removal, "second_look", lambda *args, **kwargs: (said, [lead]))
-    ground = removal.Ground(split(demo, "auto"), dummies, dummies, dummies, (lead,), (), 5.0, None, run,
-                            lambda name, /: nullcontext(), quick=True, must_repeat=True)
-    proof = ground.proven(demo.clone(), 0, ["a step"]).proof
+    proof = ground_of(demo, lead).proven(demo.clone(), 0, ["a step"]).proof
     assert proof.accepted == accepted
     assert all((t.family, t.target) == ("add", TARGET) for t in proof.to_unlearn)
     assert bool(proof.to_unlearn) == (not accepted)
     assert ("still speaks" in proof.reason) == (not accepted)
+
+
+def test_answers_change_with_the_network(demo: Classifier) -> None:
+    dummies, other = invert(demo, 43, Run(CPU), purpose="test", steps=5), demo.clone()
+    assert changed_answers(dummies, demo) == pytest.approx(0.0, abs=1e-5)
+    with torch.no_grad():
+        next(other.network.parameters()).mul_(1.3)
+    assert changed_answers(dummies, other) > 1e-3
+
+
+@pytest.mark.parametrize(("tuned_change", "kept"), [(2.9, True), (3.1, False)])
+def test_a_tune_that_changes_plain_answers_too_much_is_left_out(tuned_change: float, kept: bool, demo: Classifier,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    relearned, tuned = demo.clone(), demo.clone()
+    with torch.no_grad():
+        for network, factor in ((relearned, 1.1), (tuned, 1.2)):
+            next(network.network.parameters()).mul_(factor)
+    monkeypatch.setattr(tune, "repair", lambda *args, **kwargs: tuned)
+    changes = iter([tuned_change, 1.0])  # of the tuned one, then of the other
+    monkeypatch.setattr(removal, "changed_answers", lambda *args: next(changes))
+    ground = ground_of(demo, Lead("add", "all2one", None, TARGET, 0.0, strength=0.12))
+    pattern = Trigger("add", {"pattern": torch.zeros(1, 3, 32, 32)}, 0.1, TARGET, None, 1.0)
+    got, how = removal._tuned_on(ground, ground.dummies, [pattern], relearned, "test")
+    first, last = (next(c.network.parameters()) for c in (demo, got))
+    assert torch.allclose(last, first * (1.24 if kept else 1.13), atol=1e-5)  # 1.2 * 0.2 beyond 1, 1.3 * 0.1
+    assert how.startswith("tuned" if kept else "overshot")
