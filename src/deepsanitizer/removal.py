@@ -149,9 +149,10 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                     weight /= 4
                 candidate = closed_form.repair(old, learned_from, found, run, keep=weight,
                                                purpose=f"closed form {number}")
-                candidate, how = _tuned_on(ground, learned_from, found, candidate, f"tune {number}")
-            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g}, {how}, on "
-                         f"{len(found)} transformations")
+                step, factor, how = _tuned_on(ground, learned_from, found, candidate, f"tune {number}")
+                candidate = overshoot.repair(old, step, beyond=factor)
+            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g}, {how} by "
+                         f"{factor:g}, on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
@@ -193,50 +194,59 @@ def _unpermuted(ground: Ground, rounds: int, *, searches: int = 3, times: int = 
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
-               keeps: tuple[float, ...] = KEEPS, enough: float = 0.05,
+               keeps: tuple[float, ...] = KEEPS, again: float = 1.25, enough: float = 0.05,
                most_lost: float = 0.02) -> tuple[Classifier, float, str]:
-    """The closed form, `tuned` or not, with the weight on plain dummies chosen on dummies that neither has seen.
+    """The closed form, with a step beyond (`tuned`) or not, with the weight on plain dummies chosen on dummies that
+    neither has seen.
 
-    The heaviest weight comes first; a lighter one is taken where the strongest old patterns still send more than
-    `enough` of the fresh dummies to the goal, and only if that loses at most `most_lost` of the agreement. What a light
-    weight removes it removes on dummies: a tune from there finds nothing left to do (docs/research/log.md, 26).
+    The heaviest weight comes first. Where the strongest old patterns still send more than `enough` of the fresh dummies
+    to the goal, `again` times the step is tried, then a lighter weight, and only if that loses at most `most_lost` of
+    the agreement. What a light weight removes it removes on dummies: a tune from there finds nothing left to do
+    (docs/research/log.md, 26).
     """
-    chosen: Classifier | None = None
+    old, chosen = ground.parts.classifier, None
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
-    candidates = closed_form.ladder(ground.parts.classifier, dummies, found, ground.run, keeps=keeps)
-    for keep, relearned in zip(keeps, candidates, strict=True):
-        candidate, how = _tuned_on(ground, dummies, found, relearned, "tune") if tuned else (relearned, "")
-        hits = success(candidate, natural, ground.fresh, ground.run, most=100)
-        _, agreed = kept_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
-        if chosen is None:
-            kept = agreed
-        elif agreed < kept - most_lost:
-            break
-        chosen, weight = candidate, keep
-        told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
-                f"{how and ', ' + how}: the old patterns now send {hits:.0%} of fresh dummies to the goal")
-        if hits <= enough:
-            break
+    for keep, relearned in zip(keeps, closed_form.ladder(old, dummies, found, ground.run, keeps=keeps), strict=True):
+        step, how = relearned, ""
+        factors: tuple[float, ...] = (1.0,)
+        if tuned:
+            step, factor, how = _tuned_on(ground, dummies, found, relearned, "tune")
+            factors = (factor, again * factor)
+        for factor in factors:
+            candidate = overshoot.repair(old, step, beyond=factor)
+            hits = success(candidate, natural, ground.fresh, ground.run, most=100)
+            _, agreed = kept_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
+            if chosen is None:
+                kept = agreed
+            elif agreed < kept - most_lost:
+                return chosen, weight, told
+            chosen, weight = candidate, keep
+            told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
+                    f"{f', {how} by {factor:g}' if how else ''}: the old patterns now send {hits:.0%} of fresh dummies "
+                    "to the goal")
+            if hits <= enough:
+                return chosen, weight, told
     assert chosen is not None
     return chosen, weight, told
 
 
 def _tuned_on(ground: Ground, dummies: Dummies, found: Sequence[Trigger], relearned: Classifier, purpose: str, *,
-              beyond: float = 1.3, most: float = 3.0) -> tuple[Classifier, str]:
-    """Tuned and overshot, or the closed form overshot alone where the tune changes plain answers `most` times as much.
+              beyond: float = 1.2, beyond_alone: float = 1.3, most: float = 3.0) -> tuple[Classifier, float, str]:
+    """A tune and how far beyond it to go, or the closed form and how far beyond that where the tune changes plain
+    answers `most` times as much; and words for it.
 
     Without batch-norm a tune costs a tiny network two points, and the overshot closed form does without it
-    (docs/research/log.md, 40).
+    (docs/research/log.md, 41).
     """
-    old = ground.parts.classifier
-    plain = overshoot.repair(old, relearned, beyond=beyond)
-    tuned = overshoot.repair(old, tune.repair(old, dummies, found, ground.run, start=relearned, purpose=purpose))
-    kept = without_goals(ground.fresh, found)
+    old, kept = ground.parts.classifier, without_goals(ground.fresh, found)
+    tuned = tune.repair(old, dummies, found, ground.run, start=relearned, purpose=purpose)
+    changes = [changed_answers(kept, overshoot.repair(old, step, beyond=factor))
+               for step, factor in ((tuned, beyond), (relearned, beyond_alone))]
     ground.run.meter.add(2 * len(kept), backward=False)
-    if changed_answers(kept, tuned) > most * changed_answers(kept, plain):
-        return plain, "overshot (a tune would change plain answers more)"
-    return tuned, "tuned and overshot"
+    if changes[0] > most * changes[1]:
+        return relearned, beyond_alone, "not tuned (that would change plain answers more), overshot"
+    return tuned, beyond, "tuned, overshot"
 
 
 def without_goals(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:

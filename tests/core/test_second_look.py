@@ -82,7 +82,6 @@ def test_a_tune_that_changes_plain_answers_too_much_is_left_out(tuned_change: fl
     monkeypatch.setattr(removal, "changed_answers", lambda *args: next(changes))
     ground = ground_of(demo, Lead("add", "all2one", None, TARGET, 0.0, strength=0.12))
     pattern = Trigger("add", {"pattern": torch.zeros(1, 3, 32, 32)}, 0.1, TARGET, None, 1.0)
-    got, how = removal._tuned_on(ground, ground.dummies, [pattern], relearned, "test")
-    first, last = (next(c.network.parameters()) for c in (demo, got))
-    assert torch.allclose(last, first * (1.24 if kept else 1.13), atol=1e-5)  # 1.2 * 0.2 beyond 1, 1.3 * 0.1
-    assert how.startswith("tuned" if kept else "overshot")
+    got, factor, how = removal._tuned_on(ground, ground.dummies, [pattern], relearned, "test")
+    assert (got, factor) == ((tuned, 1.2) if kept else (relearned, 1.3))
+    assert how.startswith("tuned" if kept else "not tuned")
