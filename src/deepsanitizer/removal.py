@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from deepsanitizer.calibration import shipped
+from deepsanitizer.calibration import LEVEL, shipped
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import DeadlineReachedError
@@ -23,7 +23,6 @@ from deepsanitizer.verdict import SUSPICIOUS_FROM
 from deepsanitizer.verify import Attack, Proof, attack, changed_answers, kept_agreement, prove, second_look, success
 
 KEEPS = (16.0, 4.0, 1.0, 0.25)  # weights on plain dummies in the closed form, heaviest first
-LOOK_AGAIN = 0.05  # where at most so large a share of clean networks shows as much, a repair is not accepted
 
 
 class Stage(Protocol):
@@ -75,9 +74,9 @@ class Ground:
         return Repaired(candidate, proof, tuple(steps))
 
     def _looked_at_again(self, candidate: Classifier, proof: Proof, goal: int, purpose: str) -> Proof:
-        """Refused where the screen still speaks of the goal; its strongest family then fills the bank, too."""
+        """Refused where a scan would still accuse the goal; its strongest family then fills the bank, too."""
         said, families = second_look(candidate, goal, self.run, purpose=purpose)
-        if said > LOOK_AGAIN:
+        if said > LEVEL:
             return proof
         leads = bank.matched(self.parts.classifier, self.dummies, families, self.run, plain_margin=self.unit)
         found = tuple(trigger for lead in leads for trigger in bank.follow(

@@ -7,6 +7,7 @@ import torch
 from helpers.planted import CPU
 
 from deepsanitizer import removal
+from deepsanitizer.calibration import LEVEL
 from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.curate import invert
 from deepsanitizer.demo import truth
@@ -36,7 +37,7 @@ def ground_of(demo: Classifier, lead: Lead) -> removal.Ground:
 
 def test_a_network_that_still_carries_its_backdoor_is_told(demo: Classifier) -> None:
     said, leads = second_look(demo, TARGET, Run(CPU, 1), purpose="test")
-    assert said <= removal.LOOK_AGAIN
+    assert said <= LEVEL
     assert [lead.target for lead in leads] == [TARGET]
     assert leads[0].family in ("blend", "add")
 
@@ -44,7 +45,7 @@ def test_a_network_that_still_carries_its_backdoor_is_told(demo: Classifier) -> 
 def test_of_another_class_nothing_is_said(demo: Classifier) -> None:
     other = (TARGET + 7) % demo.spec.num_classes
     said, leads = second_look(demo, other, Run(CPU, 1), purpose="test")
-    assert said > removal.LOOK_AGAIN
+    assert said > LEVEL
     assert all(lead.target == other for lead in leads)
 
 
