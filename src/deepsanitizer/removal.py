@@ -20,7 +20,7 @@ from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, oversho
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
-from deepsanitizer.verify import Attack, Proof, attack, changed_answers, kept_agreement, prove, second_look, success
+from deepsanitizer.verify import Attack, Proof, attack, kept_agreement, prove, second_look, success
 
 KEEPS = (16.0, 4.0, 1.0, 0.25)  # weights on plain dummies in the closed form, heaviest first
 
@@ -148,10 +148,10 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                     weight /= 4
                 candidate = closed_form.repair(old, learned_from, found, run, keep=weight,
                                                purpose=f"closed form {number}")
-                step, factor, how = _tuned_on(ground, learned_from, found, candidate, f"tune {number}")
-                candidate = overshoot.repair(old, step, beyond=factor)
-            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g}, {how} by "
-                         f"{factor:g}, on {len(found)} transformations")
+                candidate = tune.repair(old, learned_from, found, run, start=candidate, purpose=f"tune {number}")
+                candidate = overshoot.repair(old, candidate)
+            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g}, tuned and "
+                         f"overshot, on {len(found)} transformations")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
@@ -193,13 +193,13 @@ def _unpermuted(ground: Ground, rounds: int, *, searches: int = 3, times: int = 
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
-               keeps: tuple[float, ...] = KEEPS, again: float = 1.25, enough: float = 0.05,
+               keeps: tuple[float, ...] = KEEPS, beyond: tuple[float, ...] = (1.2, 1.5), enough: float = 0.05,
                most_lost: float = 0.02) -> tuple[Classifier, float, str]:
-    """The closed form, with a step beyond (`tuned`) or not, with the weight on plain dummies chosen on dummies that
-    neither has seen.
+    """The closed form, `tuned` and overshot or not, with the weight on plain dummies chosen on dummies that neither has
+    seen.
 
     The heaviest weight comes first. Where the strongest old patterns still send more than `enough` of the fresh dummies
-    to the goal, `again` times the step is tried, then a lighter weight, and only if that loses at most `most_lost` of
+    to the goal, the next factor `beyond` is tried, then a lighter weight, and only if that loses at most `most_lost` of
     the agreement. What a light weight removes it removes on dummies: a tune from there finds nothing left to do
     (docs/research/log.md, 26).
     """
@@ -207,12 +207,8 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
     for keep, relearned in zip(keeps, closed_form.ladder(old, dummies, found, ground.run, keeps=keeps), strict=True):
-        step, how = relearned, ""
-        factors: tuple[float, ...] = (1.0,)
-        if tuned:
-            step, factor, how = _tuned_on(ground, dummies, found, relearned, "tune")
-            factors = (factor, again * factor)
-        for factor in factors:
+        step = tune.repair(old, dummies, found, ground.run, start=relearned) if tuned else relearned
+        for factor in beyond if tuned else (1.0,):
             candidate = overshoot.repair(old, step, beyond=factor)
             hits = success(candidate, natural, ground.fresh, ground.run, most=100)
             _, agreed = kept_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
@@ -222,30 +218,12 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
                 return chosen, weight, told
             chosen, weight = candidate, keep
             told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
-                    f"{f', {how} by {factor:g}' if how else ''}: the old patterns now send {hits:.0%} of fresh dummies "
-                    "to the goal")
+                    f"{f', tuned, overshot by {factor:g}' if tuned else ''}: the old patterns now send {hits:.0%} of "
+                    "fresh dummies to the goal")
             if hits <= enough:
                 return chosen, weight, told
     assert chosen is not None
     return chosen, weight, told
-
-
-def _tuned_on(ground: Ground, dummies: Dummies, found: Sequence[Trigger], relearned: Classifier, purpose: str, *,
-              beyond: float = 1.2, beyond_alone: float = 1.3, most: float = 3.0) -> tuple[Classifier, float, str]:
-    """A tune and how far beyond it to go, or the closed form and how far beyond that where the tune changes plain
-    answers `most` times as much; and words for it.
-
-    Without batch-norm a tune costs a tiny network two points, and the overshot closed form does without it
-    (docs/research/log.md, 41).
-    """
-    old, kept = ground.parts.classifier, without_goals(ground.fresh, found)
-    tuned = tune.repair(old, dummies, found, ground.run, start=relearned, purpose=purpose)
-    changes = [changed_answers(kept, overshoot.repair(old, step, beyond=factor))
-               for step, factor in ((tuned, beyond), (relearned, beyond_alone))]
-    ground.run.meter.add(2 * len(kept), backward=False)
-    if changes[0] > most * changes[1]:
-        return relearned, beyond_alone, "not tuned (that would change plain answers more), overshot"
-    return tuned, beyond, "tuned, overshot"
 
 
 def without_goals(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:

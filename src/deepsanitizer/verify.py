@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 
 from deepsanitizer.calibration import REACHED, by_goal, p_value, scores_of, shipped
 from deepsanitizer.classifier import Classifier, logits_of
@@ -73,12 +72,6 @@ def kept_agreement(fresh: Dummies, new: Classifier, leave_out: int | None) -> tu
     sure = (margin[use] >= margin[use].median()).cpu()
     by_class = [same[labels[use].cpu() == k].mean() for k in labels[use].unique().tolist()]
     return torch.stack(by_class).mean().item(), same[sure].mean().item()
-
-
-def changed_answers(dummies: Dummies, new: Classifier) -> float:
-    """KL of the new classifier's answers from the old one's in the mean over dummies, in nats."""
-    old = dummies.logits.float().cpu().softmax(1)
-    return F.kl_div(logits_of(new, dummies.images).float().cpu().log_softmax(1), old, reduction="batchmean").item()
 
 
 def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: Run, *,
