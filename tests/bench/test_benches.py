@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from deepsanitizer import loading
 from deepsanitizer.bench import ablations, gallery, layers, reactivation, speed, zoo
 from deepsanitizer.bench.attacks import ATTACKS, Patch
+from deepsanitizer.classifier import Classifier
 from deepsanitizer.curate import curate_features
+from deepsanitizer.repair import tune
 from deepsanitizer.split import LayerInfo
 from deepsanitizer.types import Loaded
 
@@ -105,14 +107,23 @@ def test_the_gallery_has_a_row_for_each_model() -> None:
 
 
 @pytest.mark.usefixtures("made_up")
-def test_each_part_is_taken_out_in_turn_and_measured(folder: Path, tmp_path: Path) -> None:
+def test_each_part_is_taken_out_in_turn_and_measured(folder: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    tunes: list[int] = []
+    does = tune.repair
+
+    def counted(*arguments: Any, **options: Any) -> Classifier:
+        tunes.append(1)
+        return does(*arguments, **options)
+
+    monkeypatch.setattr(tune, "repair", counted)
     results, names = tmp_path / "results", ["whole", "no tune", "100 dummies", "family held out"]
     results.mkdir()
     ablations.run_model(tmp_path, "one", names, 240, results, "here")
     rows = {row["variant"]: row for row in (json.loads(file.read_text()) for file in results.glob("*.json"))}
     assert set(rows) == set(names)
     assert rows["whole"]["candidate"]["asr"] < rows["whole"]["before"]["asr"] - 50
-    assert rows["whole"]["candidate"] != rows["no tune"]["candidate"]
+    assert len(tunes) == sum(rows[name]["candidate"] is not None for name in names if name != "no tune")
     held = rows["family held out"]
     assert held["family"] != rows["whole"]["family"]
     assert (held["candidate"] is None) == (held["target"] is None)

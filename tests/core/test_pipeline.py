@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from helpers.planted import SPEC, TARGET, Attack, Planted, accuracy, plant, shar
 from torch import Tensor
 
 from deepsanitizer import examination, loading, pipeline, policy, removal, signals, types, verify
+from deepsanitizer.classifier import Classifier
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, ExitCode, UsageError
 from deepsanitizer.repair import closed_form, tune
@@ -266,7 +267,12 @@ def test_a_failed_proof_is_told_and_the_repair_begun_anew(share: float, planted:
     monkeypatch.setattr(closed_form, "repair", watch(closed_form.repair))
     monkeypatch.setattr(tune, "repair", watch(tune.repair))
     # Old patterns may send no dummy at all to the goal, then fewer than none: no proof stands.
-    monkeypatch.setattr(removal, "prove", partial(verify.prove, gone_share=share, most_success=-1.0))
+    def prove(new: Classifier, fresh: types.Dummies, before: Sequence[verify.Attack], *rest: Any,
+              **options: Any) -> verify.Proof:
+        alone = [dataclasses.replace(attack, rivals=()) for attack in before]
+        return verify.prove(new, fresh, alone, *rest, gone_share=share, most_success=-1.0, **options)
+
+    monkeypatch.setattr(removal, "prove", prove)
     loaded = write_folder(planted("patch"), tmp_path / "model")
     _, report, _ = pipeline.sanitize_with_candidate(loaded, target=TARGET, effort="fast", device="cpu")
     assert report.outcome == "rolled_back"
