@@ -16,7 +16,7 @@ from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
-from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, overshoot, paper, tune
+from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, confine, overshoot, paper, tune
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
@@ -146,12 +146,9 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 # Anew, from the original: one more tune of a tuned candidate costs up to 8 points (log, 29).
                 if number > 1:
                     weight /= 4
-                candidate = closed_form.repair(old, learned_from, found, run, keep=weight,
-                                               purpose=f"closed form {number}")
-                candidate = tune.repair(old, learned_from, found, run, start=candidate, purpose=f"tune {number}")
-                candidate = overshoot.repair(old, candidate)
-            steps.append(f"not gone yet ({_left(best.proof)}): relearned anew with weight {weight:g}, tuned and "
-                         f"overshot, on {len(found)} transformations")
+                candidate, _, told = _relearned(ground, learned_from, found, tuned=True, keeps=(weight,),
+                                                again=f" {number}")
+            steps.append(f"not gone yet ({_left(best.proof)}): anew, on {len(found)} transformations, {told}")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
@@ -193,24 +190,28 @@ def _unpermuted(ground: Ground, rounds: int, *, searches: int = 3, times: int = 
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
-               keeps: tuple[float, ...] = KEEPS, beyond: tuple[float, ...] = (1.2, 1.5), enough: float = 0.05,
-               most_lost: float = 0.02) -> tuple[Classifier, float, str]:
-    """The closed form, `tuned` and overshot or not, with the weight on plain dummies chosen on dummies that neither has
-    seen.
+               keeps: tuple[float, ...] = KEEPS, beyond: tuple[float, ...] = (1.2, 1.5, 1.8), gone: float = 0.004,
+               enough: float = 0.05, most_lost: float = 0.02, again: str = "") -> tuple[Classifier, float, str]:
+    """The closed form, `tuned` and overshot or not, with the weight on plain dummies and the factor chosen on dummies
+    that neither has seen.
 
-    The heaviest weight comes first. Where the strongest old patterns still send more than `enough` of the fresh dummies
-    to the goal, the next factor `beyond` is tried, then a lighter weight, and only if that loses at most `most_lost` of
-    the agreement. What a light weight removes it removes on dummies: a tune from there finds nothing left to do
-    (docs/research/log.md, 26).
+    The heaviest weight and the least factor `beyond` come first. The factor grows while the strongest old patterns
+    still send more than `gone` of the fresh dummies to the goal: a longer step costs accuracy where the last one was
+    long enough (docs/research/log.md, 42). Where the longest leaves more than `enough`, a lighter weight is tried, and
+    either only if it loses at most `most_lost` of the agreement. What a light weight removes it removes on dummies: a
+    tune from there finds nothing left to do (log, 26).
     """
     old, chosen = ground.parts.classifier, None
     kept, weight, told = 0.0, keeps[0], ""
     natural = ground.before[0].natural  # of the strongest lead
-    for keep, relearned in zip(keeps, closed_form.ladder(old, dummies, found, ground.run, keeps=keeps), strict=True):
-        step = tune.repair(old, dummies, found, ground.run, start=relearned) if tuned else relearned
+    ladder = closed_form.ladder(old, dummies, found, ground.run, keeps=keeps, purpose=f"closed form{again}")
+    for keep, relearned in zip(keeps, ladder, strict=True):
+        step, hits = relearned, 1.0
+        if tuned:
+            step = confined_tune(old, relearned, dummies, found, ground.run, purpose=f"tune{again}")
         for factor in beyond if tuned else (1.0,):
             candidate = overshoot.repair(old, step, beyond=factor)
-            hits = success(candidate, natural, ground.fresh, ground.run, most=100)
+            hits = success(candidate, natural, ground.fresh, ground.run)
             _, agreed = kept_agreement(ground.fresh, candidate, ground.before[0].found.lead.target)
             if chosen is None:
                 kept = agreed
@@ -218,12 +219,21 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
                 return chosen, weight, told
             chosen, weight = candidate, keep
             told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
-                    f"{f', tuned, overshot by {factor:g}' if tuned else ''}: the old patterns now send {hits:.0%} of "
-                    "fresh dummies to the goal")
-            if hits <= enough:
-                return chosen, weight, told
+                    f"{f', tuned, confined, overshot by {factor:g}' if tuned else ''}: the old patterns now send "
+                    f"{hits:.1%} of fresh dummies to the goal")
+            if hits <= gone:
+                break
+        if hits <= enough:
+            break
     assert chosen is not None
     return chosen, weight, told
+
+
+def confined_tune(old: Classifier, start: Classifier, dummies: Dummies, found: Sequence[Trigger], run: Run, *,
+                  purpose: str = "tune", keep: float = 1.0) -> Classifier:
+    """A tune from `start`, confined. What protects accuracy is the confinement: plain dummies weigh less than alone."""
+    tuned = tune.repair(old, dummies, found, run, start=start, keep=keep, purpose=purpose)
+    return confine.repair(start, tuned, dummies, found, run, purpose=f"{purpose}, confined")
 
 
 def without_goals(dummies: Dummies, found: Sequence[Trigger]) -> Dummies:

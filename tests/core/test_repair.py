@@ -13,7 +13,7 @@ from deepsanitizer import channels
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.repair import bound, closed_form, clp, overshoot, paper, tune
+from deepsanitizer.repair import bound, closed_form, clp, confine, overshoot, paper, tune
 from deepsanitizer.repair.bank import Lead, follow, matched
 from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.split import split
@@ -49,6 +49,7 @@ REMEDIES: dict[str, Callable[[Classifier, Dummies, list[Trigger], Run], Classifi
     "closed_form": lambda c, d, b, r: closed_form.repair(c, d, b, r, pairs=400),
     "bound": lambda c, d, b, r: bound.repair(c, d, b, r, pairs=400),
     "tune": lambda c, d, b, r: tune.repair(c, d, b, r, steps=20),
+    "confine": lambda c, d, b, r: confine.repair(c, tune.repair(c, d, b, r, steps=20), d, b, r),
     "paper": lambda c, d, b, r: paper.repair(split(c, "auto"), curate_features(split(c, "auto"), r, repeats=2,
                                                                               steps=50), r, epochs=2)[0],
 }
@@ -95,6 +96,30 @@ def test_tuning_weakens_the_patch_and_keeps_the_rest(planted: PlantedOf, dummies
     acc, asr = accuracy(tuned.network, "patch")
     assert asr < model.asr - 20
     assert acc > model.acc - 5
+
+
+def test_a_confined_tune_removes_as_much_and_leaves_plain_answers_alone(planted: PlantedOf,
+                                                                        dummies_for: DummiesOf) -> None:
+    original, dummies = planted("patch").classifier(), dummies_for("patch")
+    tuned = tune.repair(original, dummies, [true_patch()], Run(CPU), steps=60, lr=1e-2, keep=1.0)
+    confined = confine.repair(original, tuned, dummies, [true_patch()], Run(CPU))
+
+    def moved(new: Classifier) -> float:
+        return float((logits_of(new, dummies.images) - dummies.logits.cpu()).square().mean())
+
+    assert 0 < moved(confined) < 0.7 * moved(tuned)
+    (acc, asr), (acc_tuned, asr_tuned) = (accuracy(c.network, "patch") for c in (confined, tuned))
+    assert asr < planted("patch").asr - 20
+    assert asr < asr_tuned + 10
+    assert acc > acc_tuned - 1
+
+
+def test_what_no_transformation_changes_is_not_touched(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    original, dummies = planted("patch").classifier(), dummies_for("patch")
+    tuned = tune.repair(original, dummies, [true_patch()], Run(CPU), steps=5)
+    confined = confine.repair(original, tuned, dummies, [nothing()], Run(CPU))
+    for name, value in state_of(original).items():
+        assert torch.allclose(state_of(confined)[name], value, atol=1e-6), name
 
 
 def test_to_overshoot_goes_on_along_the_line(planted: PlantedOf, dummies_for: DummiesOf) -> None:

@@ -2,10 +2,10 @@
 
     python -m deepsanitizer.bench.ablations --models c10-badnet,c10-blend
 
-Every variant is the first rung of `auto` (bank, closed form at the heaviest weight, tune, overshoot) with one change.
-It is measured on real test images whether or not it would be accepted, and stands beside what the old patterns still do
-on dummies. `family held out` searches and judges without the family of the strongest signal. Resumable: one JSON a
-model and variant.
+Every variant is the first rung of `auto` (bank, closed form at the heaviest weight, confined tune, overshoot) with one
+change. It is measured on real test images whether or not it would be accepted, and stands beside what the old patterns
+still do on dummies. `family held out` searches and judges without the family of the strongest signal. Resumable: one
+JSON a model and variant.
 """
 
 import json
@@ -26,10 +26,10 @@ from deepsanitizer.bench.tables import load_results
 from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, evaluated, measured
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.removal import KEEPS, Ground, without_goals
+from deepsanitizer.removal import KEEPS, Ground, confined_tune, without_goals
 from deepsanitizer.repair import bank, bound, closed_form, overshoot, tune
 from deepsanitizer.report import write
-from deepsanitizer.types import Dummies, Trigger, silent
+from deepsanitizer.types import Dummies, Run, Trigger, silent
 from deepsanitizer.verify import success
 
 Bank = Sequence[Trigger]
@@ -52,13 +52,14 @@ def some(count: int) -> Callable[[Ground, Bank], Dummies]:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to repair: keywords of the closed form (None leaves it out), tuned or not, how far beyond (None: not),
-    from which dummies, with how many of the bank's transformations, with the strongest signal's family held out or not;
-    or bounds in their place.
+    """One way to repair: keywords of the closed form (None leaves it out), tuned or not, the tune confined or as it is
+    alone, how far beyond (None: not), from which dummies, with how many of the bank's transformations, with the
+    strongest signal's family held out or not; or bounds in their place.
     """
 
     relearn: Mapping[str, Any] | None = field(default_factory=dict)
     tuned: bool = True
+    confined: bool = True
     beyond: float | None = 1.2
     dummies: Callable[[Ground, Bank], Dummies] = ordinary
     most: int | None = None
@@ -69,6 +70,7 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     "whole": Variant(),
     "no tune": Variant(tuned=False),
+    "tune not confined": Variant(confined=False),
     "no overshoot": Variant(beyond=None),
     "half as far again": Variant(beyond=1.5),
     "no closed form": Variant(relearn=None),
@@ -96,10 +98,15 @@ def repaired(ground: Ground, found: Bank, variant: Variant) -> Classifier:
     if variant.relearn is not None:
         candidate = closed_form.repair(old, dummies, used, ground.run, **{"keep": KEEPS[0], **variant.relearn})
     if variant.tuned:
-        candidate = tune.repair(old, dummies, used, ground.run, start=candidate)
+        change = confined_tune if variant.confined else _tune_alone
+        candidate = change(old, candidate, dummies, used, ground.run)
     if variant.beyond is not None:
         candidate = overshoot.repair(old, candidate, beyond=variant.beyond)
     return candidate
+
+
+def _tune_alone(old: Classifier, start: Classifier, dummies: Dummies, found: Bank, run: Run) -> Classifier:
+    return tune.repair(old, dummies, found, run, start=start)
 
 
 def without_family(case: examination.Case, examined: examination.Examined, family: str) -> examination.Examined:

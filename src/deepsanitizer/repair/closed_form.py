@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.repair.pairs import augment, make_pairs
-from deepsanitizer.repair.projections import Projection, projections
+from deepsanitizer.repair.projections import Projection, outer_sums, projections
 from deepsanitizer.types import Dummies, Run, Trigger
 
 LIVE_MAPS = 4  # feature maps of the largest layer that a forward pass holds at once: a branch, its sum, workspace
@@ -164,8 +164,8 @@ def _solve(old: Tensor, changed: Tensor, wanted: Tensor, kept: Tensor, plainly: 
         weight = (1 / (1 + relative**2)).sqrt()[:, None, None]
         changed, residual = changed * weight, residual * weight
     kept_residual = plainly - torch.einsum("rgi,goi->rgo", kept, old)
-    gram = sum(_product(rows, rows) * (scale / len(rows)) for rows, scale in ((changed, 1.0), (kept, keep)))
-    right = (_product(changed, residual) / len(changed) + _product(kept, kept_residual) * (keep / len(kept)))
+    gram = sum(outer_sums(rows, rows) * (scale / len(rows)) for rows, scale in ((changed, 1.0), (kept, keep)))
+    right = (outer_sums(changed, residual) / len(changed) + outer_sums(kept, kept_residual) * (keep / len(kept)))
     assert isinstance(gram, Tensor)
     gram = gram.double()
     pull = (ridge + 1e-3) * gram.diagonal(dim1=1, dim2=2).mean(1)
@@ -173,11 +173,6 @@ def _solve(old: Tensor, changed: Tensor, wanted: Tensor, kept: Tensor, plainly: 
                                                                   dtype=gram.dtype)
     step = torch.cholesky_solve(right.double(), torch.linalg.cholesky(gram))
     return old + step.transpose(1, 2).float()
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """(R, g, i), (R, g, o) -> (g, i, o): sums over rows, one matrix product a group."""
-    return torch.bmm(left.permute(1, 2, 0), right.permute(1, 0, 2))
 
 
 def _observe(classifier: Classifier, watched: list[Projection], images: Tensor, rows: int,

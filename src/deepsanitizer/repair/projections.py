@@ -69,6 +69,11 @@ class Projection:
         return rows
 
 
+def outer_sums(left: Tensor, right: Tensor) -> Tensor:
+    """(R, g, i), (R, g, o) -> (g, i, o): sums of outer products over rows, one matrix product a group."""
+    return torch.bmm(left.permute(1, 2, 0), right.permute(1, 0, 2))
+
+
 def _patches(conv: nn.Conv2d, inputs: Tensor, positions: Tensor, width: int) -> Tensor:
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode=mode)
