@@ -76,8 +76,12 @@ class Ground:
     def _looked_at_again(self, candidate: Classifier, proof: Proof, goal: int, purpose: str) -> Proof:
         """Refused where a scan would still accuse the goal; its strongest family then fills the bank, too."""
         said, families = second_look(candidate, goal, self.run, purpose=purpose)
+        if said is None:
+            return replace(proof, reason=f"{proof.reason} A new screen of the repaired network says nothing: its "
+                                         "dummies reach too few classes.")
         if said > LEVEL:
-            return proof
+            return replace(proof, reason=f"{proof.reason} In a new screen of the repaired network, {said:.0%} of clean "
+                                         "networks show as much as it does of the goal.")
         leads = bank.matched(self.parts.classifier, self.dummies, families, self.run, plain_margin=self.unit)
         found = tuple(trigger for lead in leads for trigger in bank.follow(
             self.parts.classifier, self.dummies, lead, self.run, purpose=purpose,

@@ -177,18 +177,18 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), to_unlearn, repeated)
 
 
-def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[float, list[Lead]]:
+def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[float | None, list[Lead]]:
     """The share of clean networks about which a screen says as much of `goal`, and a lead to its strongest family.
 
     A proof searches the families that were repaired; the trigger may be of another one. The screen has all families,
     other seeds and dummies of the new weights, and a null distribution of its own. Where these dummies reach fewer
-    classes than on the calibration networks it says nothing, and the share is 1. The goal is known beforehand, while
+    classes than on the calibration networks it says nothing, and the share is None. The goal is known beforehand, while
     the null holds each clean network's leading one: the share errs on the side of accepting.
     """
     calibration = shipped()
     dummies = invert(new, SCREEN_DUMMIES, run, purpose=purpose)
     if len(dummies.labels.unique()) < REACHED * dummies.logits.shape[1]:
-        return 1.0, []
+        return None, []
     results = calibration.placed([item.result for item in screen(new, dummies, run, purpose=purpose)])
     # The last layer's weights lean towards the goal as before: they are no sign that anything still works.
     shares = {name: share for name, share in scores_of(results).items() if name != "screen head weights"}

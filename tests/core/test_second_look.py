@@ -35,6 +35,7 @@ def ground_of(demo: Classifier, lead: Lead) -> removal.Ground:
 
 def test_a_network_that_still_carries_its_backdoor_is_told(demo: Classifier) -> None:
     said, leads = second_look(demo, TARGET, Run(CPU, 1), purpose="test")
+    assert said is not None
     assert said <= LEVEL
     assert [lead.target for lead in leads] == [TARGET]
     assert leads[0].family in ("blend", "add")
@@ -43,13 +44,14 @@ def test_a_network_that_still_carries_its_backdoor_is_told(demo: Classifier) -> 
 def test_of_another_class_nothing_is_said(demo: Classifier) -> None:
     other = (TARGET + 7) % demo.spec.num_classes
     said, leads = second_look(demo, other, Run(CPU, 1), purpose="test")
+    assert said is not None
     assert said > LEVEL
     assert all(lead.target == other for lead in leads)
 
 
-@pytest.mark.parametrize(("said", "accepted"), [(0.01, False), (0.4, True)])
+@pytest.mark.parametrize(("said", "accepted"), [(0.01, False), (0.4, True), (None, True)])
 def test_what_the_screen_still_speaks_of_is_refused_and_joins_the_bank(
-        said: float, accepted: bool, demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+        said: float | None, accepted: bool, demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     lead = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12)
     fine = Proof(Agreement(overall=1.0, per_class=[]), (), True, "fine", (), (), (), True)
     monkeypatch.setattr(removal, "prove", lambda *args, **kwargs: fine)
@@ -59,3 +61,5 @@ def test_what_the_screen_still_speaks_of_is_refused_and_joins_the_bank(
     assert all((t.family, t.target) == ("add", TARGET) for t in proof.to_unlearn)
     assert bool(proof.to_unlearn) == (not accepted)
     assert ("still speaks" in proof.reason) == (not accepted)
+    assert ("40% of clean networks" in proof.reason) == (said == 0.4)
+    assert ("says nothing" in proof.reason) == (said is None)
