@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,6 @@ from helpers.planted import SPEC, TARGET, Attack, Planted, accuracy, plant, shar
 from torch import Tensor
 
 from deepsanitizer import examination, loading, pipeline, policy, removal, signals, types, verify
-from deepsanitizer.classifier import Classifier
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, ExitCode, UsageError
 from deepsanitizer.repair import closed_form, tune
@@ -251,9 +250,9 @@ def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("share", [0.4, -100.0])
-def test_a_failed_proof_is_told_and_the_repair_begun_anew(share: float, planted: PlantedOf, tmp_path: Path,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_failed_proof_is_told_and_the_repair_begun_anew(joins: bool, planted: PlantedOf, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """What a proof found still there is in the steps. No remedy is fed dummies of the goal: they carry the trigger."""
     fed: list[Tensor] = []
 
@@ -266,11 +265,11 @@ def test_a_failed_proof_is_told_and_the_repair_begun_anew(share: float, planted:
     monkeypatch.setattr(closed_form, "ladder", watch(closed_form.ladder))
     monkeypatch.setattr(closed_form, "repair", watch(closed_form.repair))
     monkeypatch.setattr(tune, "repair", watch(tune.repair))
-    # Old patterns may send no dummy at all to the goal, then fewer than none: no proof stands.
-    def prove(new: Classifier, fresh: types.Dummies, before: Sequence[verify.Attack], *rest: Any,
-              **options: Any) -> verify.Proof:
-        alone = [dataclasses.replace(attack, rivals=()) for attack in before]
-        return verify.prove(new, fresh, alone, *rest, gone_share=share, most_success=-1.0, **options)
+
+    def prove(*arguments: Any, **options: Any) -> verify.Proof:
+        proof = verify.prove(*arguments, **options)
+        found = proof.attacks[0].found.triggers if joins else ()
+        return dataclasses.replace(proof, accepted=False, repeated=True, left=proof.comparisons, to_unlearn=found)
 
     monkeypatch.setattr(removal, "prove", prove)
     loaded = write_folder(planted("patch"), tmp_path / "model")
