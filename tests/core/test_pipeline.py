@@ -275,7 +275,7 @@ def test_a_failed_proof_is_told_and_the_repair_begun_anew(joins: bool, planted: 
     loaded = write_folder(planted("patch"), tmp_path / "model")
     _, report, _ = pipeline.sanitize_with_candidate(loaded, target=TARGET, effort="fast", device="cpu")
     assert report.outcome == "rolled_back"
-    assert any("not gone yet (" in step and "old patterns" in step and "relearned anew" in step
+    assert any("not gone yet (" in step and "anew, on" in step and "relearned" in step and "old patterns" in step
                for step in report.steps)
     assert len(fed) >= 2
     assert all(len(labels) and not (labels == TARGET).any() for labels in fed)
