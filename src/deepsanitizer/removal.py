@@ -23,6 +23,7 @@ from deepsanitizer.verdict import SUSPICIOUS_FROM
 from deepsanitizer.verify import Attack, Proof, attack, kept_agreement, prove, second_look, success
 
 KEEPS = (16.0, 4.0, 1.0, 0.25)  # weights on plain dummies in the closed form, heaviest first
+BEYOND = (1.2, 1.5, 1.8)  # how far the whole step goes, in its own lengths
 
 
 class Stage(Protocol):
@@ -138,7 +139,10 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 candidate = bound.repair(old, learned_from, found, run)
                 steps.append("bounded activations by what dummies reach, relearned in closed form")
             else:
-                candidate, weight, told = _relearned(ground, learned_from, found, tuned=method == "auto")
+                # What nobody accused are natural patterns, which go on working: more costs accuracy for nothing.
+                keeps, beyond = (KEEPS, BEYOND) if ground.must_repeat else (KEEPS[:1], BEYOND[:1])
+                candidate, weight, told = _relearned(ground, learned_from, found, tuned=method == "auto",
+                                                     keeps=keeps, beyond=beyond)
                 steps.append(told)
         best = ground.proven(candidate, 0, steps)
         for number in range(1, rounds + 1 if method == "auto" else 1):
@@ -194,7 +198,7 @@ def _unpermuted(ground: Ground, rounds: int, *, searches: int = 3, times: int = 
 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
-               keeps: tuple[float, ...] = KEEPS, beyond: tuple[float, ...] = (1.2, 1.5, 1.8), gone: float = 0.004,
+               keeps: tuple[float, ...] = KEEPS, beyond: tuple[float, ...] = BEYOND, gone: float = 0.004,
                enough: float = 0.05, most_lost: float = 0.02, again: str = "") -> tuple[Classifier, float, str]:
     """The closed form, `tuned` and overshot or not, with the weight on plain dummies and the factor chosen on dummies
     that neither has seen.

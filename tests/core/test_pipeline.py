@@ -282,6 +282,30 @@ def test_a_failed_proof_is_told_and_the_repair_begun_anew(joins: bool, planted: 
 
 
 @pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(("must_repeat", "weights"), [(False, {"16"}), (True, {"16", "4", "1", "0.25"})])
+def test_a_forced_repair_stops_at_the_heaviest_weight(must_repeat: bool, weights: set[str], planted: PlantedOf,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Natural patterns go on working: a lighter weight would cost a clean network accuracy for nothing."""
+    case = examination.open_case(planted("none").loaded, None, "auto", "cpu", 0, "fast", silent, None)
+    examined = examination.examine(case, full=True)
+    ground = removal.prepare(case.parts, examined.dummies, examined.results,
+                             examination.accused(examined, TARGET, True), case.plan,
+                             case.run, case.clock.stage, stored_as=None)
+    monkeypatch.setattr(removal, "success", lambda *arguments, **options: 0.9)
+    monkeypatch.setattr(removal, "kept_agreement", lambda *arguments, **options: (1.0, 1.0))
+    made: list[str] = []
+    ladder = closed_form.ladder
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        made.extend(f"{keep:g}" for keep in options["keeps"])
+        return ladder(*arguments, **options)
+
+    monkeypatch.setattr(closed_form, "ladder", watched)
+    removal.remove(dataclasses.replace(ground, must_repeat=must_repeat), "auto", rounds=0)
+    assert set(made) == weights
+
+
+@pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("step", ["prepare", "remove"])
 @pytest.mark.parametrize("attack", ["none", "patch"])
 def test_what_no_remedy_applies_to_is_unsupported(step: str, attack: Attack, planted: PlantedOf, tmp_path: Path,
