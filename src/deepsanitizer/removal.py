@@ -59,14 +59,14 @@ class Ground:
     run: Run
     stage: Stage
     quick: bool
-    must_repeat: bool  # not where a repair was forced without an accusation
+    suspected: bool  # not where a repair was forced, or a class named, without any suspicion
 
     def proven(self, candidate: Classifier, number: int, steps: Sequence[str]) -> Repaired:
         """Round to the stored precision, then search anew: what is proven is what will be in the file."""
         with self.stage("verify"):
             round_like(candidate, self.stored_as)
             proof = prove(candidate, self.fresh, self.before, self.run, plain_margin=self.unit,
-                          purpose=f"verify {number}", accused=len(self.leads), must_repeat=self.must_repeat,
+                          purpose=f"verify {number}", accused=len(self.leads), must_repeat=self.suspected,
                           quick=self.quick)
         goal, spec = self.leads[0].target, candidate.spec
         if proof.accepted and goal is not None and shipped().covers(spec.num_classes, spec.shape):
@@ -108,7 +108,7 @@ def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], sus
                           for some in leads_for(suspects, results, old.spec.shape))
         before = attack(old, fresh, [*first, *further], run, purpose="verify before", quick=plan.quick)
     return Ground(parts, dummies, ordinary, fresh, tuple(first), before, unit, stored_as, run, stage, plan.quick,
-                  must_repeat=suspects[0].score >= SUSPICIOUS_FROM)
+                  suspected=suspects[0].score >= SUSPICIOUS_FROM)
 
 
 def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
@@ -124,6 +124,8 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
         return _unpermuted(ground, rounds)
     best: Repaired | None = None
     old, dummies, run = ground.parts.classifier, ground.dummies, ground.run
+    # What nobody accused are natural patterns, which go on working: to go further costs accuracy for nothing.
+    keeps, beyond = (KEEPS, BEYOND) if ground.suspected else (KEEPS[:1], BEYOND[:1])
     try:
         with ground.stage("repair"):
             plan = bank.QUICK if ground.quick else bank.FULL
@@ -139,8 +141,6 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 candidate = bound.repair(old, learned_from, found, run)
                 steps.append("bounded activations by what dummies reach, relearned in closed form")
             else:
-                # What nobody accused are natural patterns, which go on working: more costs accuracy for nothing.
-                keeps, beyond = (KEEPS, BEYOND) if ground.must_repeat else (KEEPS[:1], BEYOND[:1])
                 candidate, weight, told = _relearned(ground, learned_from, found, tuned=method == "auto",
                                                      keeps=keeps, beyond=beyond)
                 steps.append(told)
@@ -152,10 +152,10 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             learned_from = without_goals(ground.ordinary, found)
             with ground.stage("repair"):
                 # Anew, from the original: one more tune of a tuned candidate costs up to 8 points (log, 29).
-                if number > 1:
+                if number > 1 and ground.suspected:
                     weight /= 4
                 candidate, _, told = _relearned(ground, learned_from, found, tuned=True, keeps=(weight,),
-                                                again=f" {number}")
+                                                beyond=beyond, again=f" {number}")
             steps.append(f"not gone yet ({_left(best.proof)}): anew, on {len(found)} transformations, {told}")
             best = ground.proven(candidate, number, steps)
     except DeadlineReachedError:

@@ -282,8 +282,9 @@ def test_a_failed_proof_is_told_and_the_repair_begun_anew(joins: bool, planted: 
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize(("must_repeat", "weights"), [(False, {"16"}), (True, {"16", "4", "1", "0.25"})])
-def test_a_forced_repair_stops_at_the_heaviest_weight(must_repeat: bool, weights: set[str], planted: PlantedOf,
+@pytest.mark.parametrize(("suspected", "weights"), [
+    (False, ["16"] * 4), (True, ["16", "4", "1", "0.25", "0.25", "0.0625", "0.015625"])])
+def test_a_forced_repair_stops_at_the_heaviest_weight(suspected: bool, weights: list[str], planted: PlantedOf,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """Natural patterns go on working: a lighter weight would cost a clean network accuracy for nothing."""
     case = examination.open_case(planted("none").loaded, None, "auto", "cpu", 0, "fast", silent, None)
@@ -293,6 +294,8 @@ def test_a_forced_repair_stops_at_the_heaviest_weight(must_repeat: bool, weights
                              case.run, case.clock.stage, stored_as=None)
     monkeypatch.setattr(removal, "success", lambda *arguments, **options: 0.9)
     monkeypatch.setattr(removal, "kept_agreement", lambda *arguments, **options: (1.0, 1.0))
+    failed = verify.Proof(types.Agreement(overall=1.0, per_class=[]), (), False, "not yet", (), (), (), True)
+    monkeypatch.setattr(removal, "prove", lambda *arguments, **options: failed)
     made: list[str] = []
     ladder = closed_form.ladder
 
@@ -301,8 +304,8 @@ def test_a_forced_repair_stops_at_the_heaviest_weight(must_repeat: bool, weights
         return ladder(*arguments, **options)
 
     monkeypatch.setattr(closed_form, "ladder", watched)
-    removal.remove(dataclasses.replace(ground, must_repeat=must_repeat), "auto", rounds=0)
-    assert set(made) == weights
+    removal.remove(dataclasses.replace(ground, suspected=suspected), "auto", rounds=3)
+    assert made == weights
 
 
 @pytest.mark.usefixtures("cheap")

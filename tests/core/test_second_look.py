@@ -30,7 +30,7 @@ def ground_of(demo: Classifier, lead: Lead) -> removal.Ground:
     run = Run(CPU)
     dummies = invert(demo, 43, run, purpose="test", steps=5)
     return removal.Ground(split(demo, "auto"), dummies, dummies, dummies, (lead,), (), 5.0, None, run,
-                          lambda name, /: nullcontext(), quick=True, must_repeat=True)
+                          lambda name, /: nullcontext(), quick=True, suspected=True)
 
 
 def test_a_network_that_still_carries_its_backdoor_is_told(demo: Classifier) -> None:

@@ -26,7 +26,7 @@ from deepsanitizer.bench.tables import load_results
 from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, evaluated, measured
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.removal import KEEPS, Ground, confined_tune, without_goals
+from deepsanitizer.removal import BEYOND, KEEPS, Ground, confined_tune, without_goals
 from deepsanitizer.repair import bank, bound, closed_form, overshoot, tune
 from deepsanitizer.report import write
 from deepsanitizer.types import Dummies, Run, Trigger, silent
@@ -60,7 +60,7 @@ class Variant:
     relearn: Mapping[str, Any] | None = field(default_factory=dict)
     tuned: bool = True
     confined: bool = True
-    beyond: float | None = 1.2
+    beyond: float | None = BEYOND[0]
     dummies: Callable[[Ground, Bank], Dummies] = ordinary
     most: int | None = None
     held_out: bool = False
@@ -72,7 +72,7 @@ VARIANTS: dict[str, Variant] = {
     "no tune": Variant(tuned=False),
     "tune not confined": Variant(confined=False),
     "no overshoot": Variant(beyond=None),
-    "half as far again": Variant(beyond=1.5),
+    "half as far again": Variant(beyond=BEYOND[1]),
     "no closed form": Variant(relearn=None),
     "weight 4": Variant(relearn={"keep": 4.0}),
     "same weight in all layers": Variant(relearn={"early": 1.0}),
