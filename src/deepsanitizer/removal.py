@@ -78,11 +78,11 @@ class Ground:
         """Refused where a scan would still accuse the goal; its strongest family then fills the bank, too."""
         said, families = second_look(candidate, goal, self.run, purpose=purpose)
         if said is None:
-            return replace(proof, reason=f"{proof.reason} A new screen of the repaired network says nothing: its "
+            return replace(proof, reason=f"{proof.reason} A new scan of the repaired network says nothing: its "
                                          "dummies reach too few classes.")
         if said > LEVEL:
-            return replace(proof, reason=f"{proof.reason} In a new screen of the repaired network, {said:.0%} of clean "
-                                         "networks show as much as it does of the goal.")
+            return replace(proof, reason=f"{proof.reason} Scanned anew, the repaired network leans to the goal no more "
+                                         f"than {said:.0%} of clean networks lean to one.")
         leads = bank.matched(self.parts.classifier, self.dummies, families, self.run, plain_margin=self.unit)
         found = tuple(trigger for lead in leads for trigger in bank.follow(
             self.parts.classifier, self.dummies, lead, self.run, purpose=purpose,
