@@ -21,6 +21,8 @@ LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
 FREE = 0.5  # of -log10 of a p-value: what a third of the clean networks show is no evidence
 MOST = 3.0  # that one family may say: p-values far below one in the number of clean networks are extrapolated
 ALONE = 2.5  # weight of own goals: no other signal can speak of a permutation, while eight can speak of a class
+ROUTES = "screen routes"  # the search by source and goal: it follows the screen, and accuses alone
+ROUTE_LEVEL = 0.01  # the rate at which it does: what the two may accuse falsely adds up
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",
           "screen grating", "screen place", "screen own goals", "screen maximum margin", "screen head weights")
@@ -59,9 +61,13 @@ class Calibration:
             if null is None or not result.applicable or result.statistic is None:
                 placed.append(replace(result, score=None, threshold=None))
                 continue
-            votes = result.name in VOTING
+            votes, p = result.name in VOTING, p_value(result.statistic, null)
+            if result.name == ROUTES:
+                placed.append(replace(result, p_value=p, clean=[null[len(null) // 2], quantile(null, 0.1), quantile(
+                    null, ROUTE_LEVEL)], score=math.log(p) / math.log(ROUTE_LEVEL)))
+                continue
             placed.append(replace(
-                result, threshold=None, p_value=p_value(result.statistic, null),
+                result, threshold=None, p_value=p,
                 clean=[null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)],
                 score=spoken.get(result.name, 0.0) / self.threshold() if votes else None))
         return placed
@@ -106,7 +112,7 @@ def by_goal(results: Sequence[SignalResult], told: Mapping[str, float]) -> dict[
 
 def scores_of(results: Sequence[SignalResult]) -> dict[str, float]:
     """The shares of the score that the voting signals of a placed screen have, by name."""
-    return {r.name: r.score for r in results if r.stage == "screen" and r.score is not None}
+    return {r.name: r.score for r in results if r.stage == "screen" and r.name in VOTING and r.score is not None}
 
 
 def combined(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float]]) -> float:

@@ -13,7 +13,7 @@ from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
-from deepsanitizer.signals import SCREEN_DUMMIES, collect, screen
+from deepsanitizer.signals import SCREEN_DUMMIES, by_route, collect, screen
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
     Dummies,
@@ -104,9 +104,10 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
 def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
-    Networks like those of the calibration are screened first. Where at least `ORDINARY` of clean networks show as much,
-    that is the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in
-    full at once and judged by a rule of thumb.
+    Networks like those of the calibration are screened first and, where that does not accuse, searched by route. Where
+    at least `ORDINARY` of clean networks show as much in the screen, or a route accuses, that is the verdict, unless
+    full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at once and judged by a
+    rule of thumb.
     Raises UsageError where the report is about another file or holds no full evidence.
     """
     known = _covered(case)
@@ -117,8 +118,15 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     if known:
         first, looked = _screened_and_placed(case)
         verdict = conclude(looked, first)
-        if not (full or case.plan.full) and (verdict.p_value or 0.0) > ORDINARY:
-            return Examined(first, verdict, tuple(item.result for item in looked), looked)
+        ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
+        if verdict.name == "clean" or verdict.name == "suspicious":
+            looked += _routed_and_placed(case, first)
+            verdict = conclude(looked, first)
+            # A route is searched anew where it is repaired; no other search tells more of it.
+            ordinary = ordinary or verdict.name == "backdoored"
+        if ordinary and not (full or case.plan.full):
+            dummies = _curated(case, first) if verdict.name == "backdoored" else first
+            return Examined(dummies, verdict, tuple(item.result for item in looked), looked)
     dummies = _curated(case, first)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
@@ -153,7 +161,7 @@ def conclude(evidence: Sequence[Evidence], dummies: Dummies) -> Verdict:
 def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
     """Dummies of their own and the short searches on them: what the calibration measured."""
     with case.clock.stage("screen"):
-        dummies = _screen_dummies(case)
+        dummies = screen_dummies(case)
         return dummies, screen(case.classifier, dummies, case.run)
 
 
@@ -163,11 +171,24 @@ def _screened_and_placed(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
     return dummies, tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
 
 
+def routed(case: Case, dummies: Dummies) -> Evidence:
+    """The search for a source of its own, on the dummies of a screen."""
+    with case.clock.stage("routes"):
+        return by_route(case.classifier, dummies, case.run)
+
+
+def _routed_and_placed(case: Case, dummies: Dummies) -> tuple[Evidence, ...]:
+    found = routed(case, dummies)
+    (result,) = shipped().placed([found.result])
+    return (replace(found, result=result),)
+
+
 def _covered(case: Case) -> bool:
     return shipped().covers(case.loaded.spec.num_classes, case.loaded.spec.shape)
 
 
-def _screen_dummies(case: Case) -> Dummies:
+def screen_dummies(case: Case) -> Dummies:
+    """Those of a screen, of which full evidence takes more."""
     return invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
 
 
@@ -190,8 +211,9 @@ def _from_report(case: Case, report: ScanReport, known: bool, full: bool) -> Exa
     first: Dummies | None = None
     if known:
         with case.clock.stage("dummies"):
-            first = _screen_dummies(case)
-    dummies = _curated(case, first) if searched or first is None else first
+            first = screen_dummies(case)
+    enough = first is not None and not searched and earlier.name != "backdoored"
+    dummies = first if enough and first is not None else _curated(case, first)
     return Examined(dummies, earlier, tuple(report.signals), ())
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from deepsanitizer.calibration import REACHED, Calibration, by_goal, p_value, scores_of
+from deepsanitizer.calibration import REACHED, ROUTES, Calibration, by_goal, p_value, scores_of
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdict
 
 THRESHOLD = 1.0
@@ -34,6 +34,9 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     p = p_value(against, calibration.combined)
     suspects = tuple(_suspect(goal, told, evidence) for goal, told in sorted(goals.items(), key=lambda item: -item[1])
                      if told >= suspicious_from)
+    route = next((item for item in evidence if item.result.name == ROUTES and item.result.score is not None), None)
+    if route is not None and known and score < THRESHOLD <= (route.result.score or 0.0):
+        return _by_route(route, calibration)
     if not torch.isfinite(dummies.logits).all() or not (known or score >= THRESHOLD):
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,
                        f"The curated dummies reach {reached:.0%} of the classes only: they do not represent the "
@@ -52,6 +55,17 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     return Verdict("clean", score, THRESHOLD, True, (),
                    f"No universal change that was searched reaches one goal more easily than in clean networks; "
                    f"{rate}.", p)
+
+
+def _by_route(route: Evidence, calibration: Calibration) -> Verdict:
+    """`backdoored` by the search for a source of its own, alone."""
+    result, null = route.result, calibration.nulls[ROUTES]
+    above = sum(value >= (result.statistic or 0.0) for value in null)
+    suspect = Suspect(kind="specific", source=result.source, target=result.target, family=result.family,
+                      score=result.score or 0.0)
+    return Verdict("backdoored", suspect.score, THRESHOLD, True, (suspect,), (
+        "A small patch carries one class to one goal and leaves the others alone, far more easily than any other pair "
+        f"of classes is reached; {above or 'none'} of {len(null)} clean networks show as much."), result.p_value)
 
 
 def leading_goal(results: Sequence[SignalResult]) -> int | None:
@@ -81,7 +95,7 @@ def confirmed(first: Verdict, goal: int | None, evidence: Sequence[Evidence], *,
             f"ones; but there {first.p_value:.0%} of clean networks show as much, too many to accuse."))
     suspects = []
     for suspect in first.suspects:
-        same = next((s for s in found if s.target == suspect.target), None)
+        same = next((s for s in found if s.target == suspect.target and suspect.kind != "specific"), None)
         score = suspect.score if first.name == "backdoored" or same is None else same.score
         suspects.append(replace(same or suspect, score=score))
     return replace(first, suspects=tuple(suspects))

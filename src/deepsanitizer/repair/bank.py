@@ -16,7 +16,19 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.search import column_means, dictionary, permutation, permuting, places, triggers_at, universal
+from deepsanitizer.search import (
+    column_means,
+    corners,
+    dictionary,
+    permutation,
+    permuting,
+    places,
+    places_for,
+    routed,
+    routes,
+    triggers_at,
+    universal,
+)
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Kind, Run, SignalResult, Trigger
 
@@ -97,6 +109,8 @@ def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, pu
     if lead.family == "place":
         if lead.kind == "all2all":
             return _follow_permutation(classifier, dummies, lead, run, purpose)
+        if lead.source is not None:
+            return _follow_route(classifier, dummies, lead, run, purpose)
         return _follow_place(classifier, dummies, lead, run, purpose)
     assert lead.target is not None
     start = _best_entries(classifier, dummies, lead, run, restarts) if FAMILIES[lead.family].entries else None
@@ -132,23 +146,35 @@ def _follow_place(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run
     where = places(classifier, dummies, run, purpose=f"{purpose} place {lead.window}", window=lead.window,
                    stride=lead.stride, first=(6, 8), second=(12, 16), keep=16, only_best=True)
     assert lead.target is not None
-    rivals: tuple[Trigger, ...] = ()
-    if lead.source is None:
-        columns = column_means(where.cells)
-        values, rest = columns[:, lead.target], columns.max(0).values.clone()
-        rest[lead.target] = float("-inf")
-        others = rest.max().item()
-        rivals = tuple(triggers_at(where, columns[:, k], target=k, source=None)[0]
-                       for k in rest.topk(min(most_rivals, len(rest) - 1)).indices.tolist() if rest[k].isfinite())
-    else:
-        values = where.cells[:, lead.source, lead.target]
-        rest = where.cells.max(0).values.clone()
-        rest[lead.source, lead.target] = float("-inf")
-        others = rest.max().item()
+    columns = column_means(where.cells)
+    values, rest = columns[:, lead.target], columns.max(0).values.clone()
+    rest[lead.target] = float("-inf")
+    rivals = tuple(triggers_at(where, columns[:, k], target=k, source=None)[0]
+                   for k in rest.topk(min(most_rivals, len(rest) - 1)).indices.tolist() if rest[k].isfinite())
     if not values.isfinite().any():  # minus infinity would pass for a trigger that is gone
+        raise CannotJudgeError("no dummy is of a class from which the accused trigger could start",
+                               "Take more dummies with --effort, or name a class with --target.")
+    return Followed(lead, triggers_at(where, values, target=lead.target, source=None), rest.max().item(), rivals)
+
+
+def _follow_route(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str, *,
+                  most_rivals: int = 3) -> Followed:
+    """From one source: the accused route at every place, and the source's routes to all other goals at a few."""
+    assert lead.source is not None
+    assert lead.target is not None
+    route, shape = (lead.source, lead.target), classifier.spec.shape
+    found = routes(classifier, dummies, run, purpose=f"{purpose} route", window=lead.window, wanted=[route],
+                   where=corners(shape[1:], lead.window, lead.stride), first=(6, 8), second=(12, 16), keep=16)
+    if not found.pairs:  # minus infinity would pass for a trigger that is gone
         raise CannotJudgeError(f"no dummy is of class {lead.source}, from which the accused trigger starts",
                                "Take more dummies with --effort, or name a class with --target.")
-    return Followed(lead, triggers_at(where, values, target=lead.target, source=lead.source), others, rivals)
+    classes = classifier.spec.num_classes
+    against = routes(classifier, dummies, run, purpose=f"{purpose} other routes", window=lead.window,
+                     wanted=[(lead.source, k) for k in range(classes) if k != lead.target],
+                     where=places_for(shape, lead.window, classes), first=(6, 8), second=(12, 16), keep=16)
+    nearest = list(dict.fromkeys(against.pairs))[:most_rivals]
+    rivals = tuple(routed(against, pair, most=1)[0] for pair in nearest)
+    return Followed(lead, routed(found, route), max((rival.margin for rival in rivals), default=0.0), rivals)
 
 
 def lead_of(result: SignalResult, stride: int = 0, *, most_rivals: int = 3) -> Lead:

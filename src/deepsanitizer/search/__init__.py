@@ -10,8 +10,9 @@ Many transformations (classes, restarts or places) are searched in one batch: th
 from deepsanitizer.search.cells import column_means, own_goals
 from deepsanitizer.search.dictionary import Scanned, dictionary
 from deepsanitizer.search.permutation import Permuting, permutation, permuting
-from deepsanitizer.search.places import Places, places, triggers_at
+from deepsanitizer.search.places import Places, corners, places, triggers_at
+from deepsanitizer.search.routes import Routes, places_for, routed, routes
 from deepsanitizer.search.universal import Found, universal
 
-__all__ = ["Found", "Permuting", "Places", "Scanned", "column_means", "dictionary", "own_goals", "permutation",
-           "permuting", "places", "triggers_at", "universal"]
+__all__ = ["Found", "Permuting", "Places", "Routes", "Scanned", "column_means", "corners", "dictionary", "own_goals",
+           "permutation", "permuting", "places", "places_for", "routed", "routes", "triggers_at", "universal"]
