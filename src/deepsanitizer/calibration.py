@@ -21,8 +21,8 @@ LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
 FREE = 0.5  # of -log10 of a p-value: what a third of the clean networks show is no evidence
 MOST = 3.0  # that one family may say: p-values far below one in the number of clean networks are extrapolated
 ALONE = 2.5  # weight of own goals: no other signal can speak of a permutation, while eight can speak of a class
-ROUTES = "screen routes"  # the search by source and goal: it follows the screen, and accuses alone
-ROUTE_LEVEL = 0.01  # the rate at which it does: what the two may accuse falsely adds up
+FOLLOWING = ("screen routes", "screen permutation")  # they follow a screen that does not accuse, and accuse alone
+FOLLOWING_LEVEL = 0.005  # the rate at which each of them does: the rates of all add up
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",
           "screen grating", "screen place", "screen own goals", "screen maximum margin", "screen head weights")
@@ -62,9 +62,9 @@ class Calibration:
                 placed.append(replace(result, score=None, threshold=None))
                 continue
             votes, p = result.name in VOTING, p_value(result.statistic, null)
-            if result.name == ROUTES:
+            if result.name in FOLLOWING:
                 placed.append(replace(result, p_value=p, clean=[null[len(null) // 2], quantile(null, 0.1), quantile(
-                    null, ROUTE_LEVEL)], score=math.log(p) / math.log(ROUTE_LEVEL)))
+                    null, FOLLOWING_LEVEL)], score=math.log(p) / math.log(FOLLOWING_LEVEL)))
                 continue
             placed.append(replace(
                 result, threshold=None, p_value=p,

@@ -13,7 +13,7 @@ from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
-from deepsanitizer.signals import SCREEN_DUMMIES, by_route, collect, screen
+from deepsanitizer.signals import SCREEN_DUMMIES, collect, further, screen
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
     Dummies,
@@ -104,10 +104,10 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
 def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
-    Networks like those of the calibration are screened first and, where that does not accuse, searched by route. Where
-    at least `ORDINARY` of clean networks show as much in the screen, or a route accuses, that is the verdict, unless
-    full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at once and judged by a
-    rule of thumb.
+    Networks like those of the calibration are screened first and, where that does not accuse, searched for sources and
+    goals of their own. Where at least `ORDINARY` of clean networks show as much in the screen, or these accuse, that is
+    the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at
+    once and judged by a rule of thumb.
     Raises UsageError where the report is about another file or holds no full evidence.
     """
     known = _covered(case)
@@ -120,9 +120,9 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         verdict = conclude(looked, first)
         ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
         if verdict.name == "clean" or verdict.name == "suspicious":
-            looked += _routed_and_placed(case, first)
+            looked += _followed_and_placed(case, first)
             verdict = conclude(looked, first)
-            # A route is searched anew where it is repaired; no other search tells more of it.
+            # What these accuse is searched anew where it is repaired; no other search tells more of it.
             ordinary = ordinary or verdict.name == "backdoored"
         if ordinary and not (full or case.plan.full):
             dummies = _curated(case, first) if verdict.name == "backdoored" else first
@@ -130,7 +130,8 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     dummies = _curated(case, first)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
-        evidence = looked + collect(case.classifier, dummies, case.run, quick=quick)
+        permuted = any(item.result.name == "screen permutation" for item in looked)
+        evidence = looked + collect(case.classifier, dummies, case.run, quick=quick, permuted=permuted)
     return Examined(dummies, conclude(evidence, first or dummies),
                     tuple(item.result for item in evidence), evidence)
 
@@ -171,16 +172,16 @@ def _screened_and_placed(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
     return dummies, tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
 
 
-def routed(case: Case, dummies: Dummies) -> Evidence:
-    """The search for a source of its own, on the dummies of a screen."""
-    with case.clock.stage("routes"):
-        return by_route(case.classifier, dummies, case.run)
+def followed(case: Case, dummies: Dummies) -> tuple[Evidence, ...]:
+    """The searches for a source or for goals of their own, on the dummies of a screen."""
+    with case.clock.stage("sources and permutations"):
+        return further(case.classifier, dummies, case.run)
 
 
-def _routed_and_placed(case: Case, dummies: Dummies) -> tuple[Evidence, ...]:
-    found = routed(case, dummies)
-    (result,) = shipped().placed([found.result])
-    return (replace(found, result=result),)
+def _followed_and_placed(case: Case, dummies: Dummies) -> tuple[Evidence, ...]:
+    found = followed(case, dummies)
+    placed = shipped().placed([item.result for item in found])
+    return tuple(replace(item, result=result) for item, result in zip(found, placed, strict=True))
 
 
 def _covered(case: Case) -> bool:

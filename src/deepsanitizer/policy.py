@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deepsanitizer.calibration import ROUTES
+from deepsanitizer.calibration import FOLLOWING
 from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.repair.bank import Lead, lead_of
 from deepsanitizer.signals import permutation_window, windows_for
@@ -85,12 +85,12 @@ def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05, p
 
 
 def searched(results: Sequence[SignalResult]) -> list[SignalResult]:
-    """Those of the full evidence, on whose scale a remedy depends, and the search by route where it accuses, which full
-    evidence does not repeat; those of a screen where there is nothing else.
+    """Those of the full evidence, on whose scale a remedy depends, and those that follow a screen, where they accuse;
+    those of the screen where there is nothing else.
     """
     full = [result for result in results if result.stage == "full"]
-    chosen = full + [result for result in results if result.name == ROUTES] if full else results
-    return [result for result in chosen if result.name != ROUTES or (result.score or 0.0) >= 1]
+    chosen = full + [result for result in results if result.name in FOLLOWING] if full else results
+    return [result for result in chosen if result.name not in FOLLOWING or (result.score or 0.0) >= 1]
 
 
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from deepsanitizer.calibration import REACHED, ROUTES, Calibration, by_goal, p_value, scores_of
+from deepsanitizer.calibration import FOLLOWING, REACHED, Calibration, by_goal, p_value, scores_of
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdict
 
 THRESHOLD = 1.0
@@ -34,9 +34,10 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     p = p_value(against, calibration.combined)
     suspects = tuple(_suspect(goal, told, evidence) for goal, told in sorted(goals.items(), key=lambda item: -item[1])
                      if told >= suspicious_from)
-    route = next((item for item in evidence if item.result.name == ROUTES and item.result.score is not None), None)
-    if route is not None and known and score < THRESHOLD <= (route.result.score or 0.0):
-        return _by_route(route, calibration)
+    after = max((item for item in evidence if item.result.name in FOLLOWING and item.result.score is not None),
+                key=lambda item: item.result.score or 0.0, default=None)
+    if after is not None and known and score < THRESHOLD <= (after.result.score or 0.0):
+        return _alone(after, calibration)
     if not torch.isfinite(dummies.logits).all() or not (known or score >= THRESHOLD):
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,
                        f"The curated dummies reach {reached:.0%} of the classes only: they do not represent the "
@@ -57,15 +58,17 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                    f"{rate}.", p)
 
 
-def _by_route(route: Evidence, calibration: Calibration) -> Verdict:
-    """`backdoored` by the search for a source of its own, alone."""
-    result, null = route.result, calibration.nulls[ROUTES]
+def _alone(item: Evidence, calibration: Calibration) -> Verdict:
+    """`backdoored` by one of the searches that follow a screen, alone."""
+    result, null = item.result, calibration.nulls[item.result.name]
     above = sum(value >= (result.statistic or 0.0) for value in null)
-    suspect = Suspect(kind="specific", source=result.source, target=result.target, family=result.family,
+    suspect = Suspect(kind=result.kind, source=result.source, target=result.target, family=result.family,
                       score=result.score or 0.0)
-    return Verdict("backdoored", suspect.score, THRESHOLD, True, (suspect,), (
-        "A small patch carries one class to one goal and leaves the others alone, far more easily than any other pair "
-        f"of classes is reached; {above or 'none'} of {len(null)} clean networks show as much."), result.p_value)
+    what = ("One small patch sends each class to a goal of its own" if result.kind == "all2all" else
+            "A small patch carries one class to one goal and leaves the others alone, far more easily than any other "
+            "pair of classes is reached")
+    return Verdict("backdoored", suspect.score, THRESHOLD, True, (suspect,),
+                   f"{what}; {above or 'none'} of {len(null)} clean networks show as much.", result.p_value)
 
 
 def leading_goal(results: Sequence[SignalResult]) -> int | None:

@@ -51,7 +51,7 @@ def taken(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def nulls_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Sorted statistics by signal; that of the routes may be known of a part of the networks."""
+    """Sorted statistics by signal; those that follow a screen may be known of a part of the networks."""
     nulls: dict[str, list[float]] = {}
     for row in rows:
         for result in row["results"]:

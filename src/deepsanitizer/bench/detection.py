@@ -1,11 +1,11 @@
-"""The screen, the search by route, or the published detectors on a folder of models: one JSON per model and seed.
+"""The screen, what follows it, or the published detectors on a folder of models: one JSON per model and seed.
 
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --jobs 2
-    python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what routes
+    python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what further
     python -m deepsanitizer.bench.detection --models models/clean --results results/clean --what published
 
-What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`, `routes` the search that
-follows it where it does not accuse; `published` are FreeEagle, the maximum-margin statistic, the weight signature and
+What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`, `further` the searches that
+follow it where it does not accuse; `published` are FreeEagle, the maximum-margin statistic, the weight signature and
 the shift of features, to compare with. The truth is copied beside what the tool says; nothing that searches sees it.
 """
 
@@ -29,7 +29,7 @@ from deepsanitizer.report import write
 from deepsanitizer.signals import SCREEN_DUMMIES, feature_shift, freeeagle, head_weights, mm_bd
 from deepsanitizer.types import Evidence, SignalResult, silent
 
-What = Literal["screen", "routes", "published"]
+What = Literal["screen", "further", "published"]
 TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architecture")
 
 
@@ -45,8 +45,8 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
         dummies, evidence = examination.screened(case)
         row |= {"plain": dummies.plain_margin, "matched": dummies.matched,
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
-    elif what == "routes":
-        evidence = [examination.routed(case, examination.screen_dummies(case))]
+    elif what == "further":
+        evidence = examination.followed(case, examination.screen_dummies(case))
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.
         dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
@@ -83,13 +83,13 @@ def result_path(results: Path, model: str, what: What, seed: int) -> Path:
 def load_rows(results: Path, what: What = "screen", seed: int = 0) -> list[dict[str, Any]]:
     """All rows of a folder, by model; each with its signals as `SignalResult`s under `results`.
 
-    To a screen belongs the search by route that follows it, where there is one.
+    To a screen belong the searches that follow it, where there are any.
     """
     rows = [json.loads(path.read_text()) for path in sorted(results.glob(f"*.{what}.{seed}.json"))]
     for row in rows:
-        further = result_path(results, row["model"], "routes", seed)
-        if what == "screen" and further.exists():
-            row["signals"] += json.loads(further.read_text())["signals"]
+        after = result_path(results, row["model"], "further", seed)
+        if what == "screen" and after.exists():
+            row["signals"] += json.loads(after.read_text())["signals"]
         row["results"] = [SignalResult(**signal) for signal in row.pop("signals")]
     return rows
 
@@ -98,7 +98,7 @@ def load_rows(results: Path, what: What = "screen", seed: int = 0) -> list[dict[
 @click.option("--models", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
               help="Folder of model folders, each with truth.json.")
 @click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the rows.")
-@click.option("--what", type=click.Choice(["screen", "routes", "published"]), default="screen")
+@click.option("--what", type=click.Choice(["screen", "further", "published"]), default="screen")
 @click.option("--only", default="", help="Comma-separated names; all by default.")
 @click.option("--seed", default=0)
 @click.option("--jobs", default=2, help="Processes side by side, one torch thread each.")

@@ -19,7 +19,7 @@ import click
 from deepsanitizer.bench.calibrate import calibrated, nulls_of, taken
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import LEVEL, REACHED, ROUTES, VOTING, accusations, quantile, read
+from deepsanitizer.calibration import FOLLOWING, LEVEL, REACHED, VOTING, accusations, quantile, read
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 from deepsanitizer.types import Evidence
@@ -41,6 +41,7 @@ class Judged:
     target: int | None
     source: int | None
     kind: str
+    by_screen: bool  # accused by the screen alone
 
     @property
     def accused(self) -> bool:
@@ -56,8 +57,8 @@ class Judged:
 def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[str, ...] = ()) -> list[Judged]:
     """Scores of rows against clean ones, with some signals (by the beginning of their names) switched off.
 
-    Where the screen does not accuse, a score is that of the screen or of the search by route, whichever is nearer to
-    accusing.
+    Where the screen does not accuse, a score is that of the screen or of a search that follows it, whichever is nearest
+    to accusing.
     """
     kept = [_without(row, without) for row in calibration]
     table = read(calibrated(kept))
@@ -68,16 +69,17 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         told = accusations(results, table.nulls)
         goal = max(told, key=lambda goal: told[goal], default=None)
         placed = sorted(table.placed(results), key=lambda r: -(r.score or 0.0))
-        pair = next((r for r in placed if r.kind == "specific" and r.name != ROUTES), None)
-        route = next((r for r in placed if r.name == ROUTES and r.score is not None), None)
+        pair = next((r for r in placed if r.kind == "specific" and r.name not in FOLLOWING), None)
+        after = next((r for r in placed if r.name in FOLLOWING and r.score is not None), None)
         if pair is not None and pair.target == goal and meant(Evidence(pair)).result.kind == "specific":
             kind: str = "specific"
         else:
             kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
-        if route is not None and score < min(1.0, route.score or 0.0) and row["reached"] >= REACHED:
-            score, goal, source, kind = route.score or 0.0, route.target, route.source, "specific"
-        out.append(Judged(row, score, goal, source, kind))
+        by_screen = score >= 1
+        if after is not None and score < min(1.0, after.score or 0.0) and row["reached"] >= REACHED:
+            score, goal, source, kind = after.score or 0.0, after.target, after.source, after.kind
+        out.append(Judged(row, score, goal, source, kind, by_screen))
     return out
 
 
@@ -166,7 +168,7 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
     one = [j for j in bad if j.row["truth"]["mode"] == "all2one"]
     specific = [j for j in bad if j.row["truth"]["mode"] == "specific"]
     permuted = [j for j in bad if j.row["truth"]["mode"] == "all2all"]
-    unaccused_good, unaccused_bad = ([j for j in some if not j.accused or j.kind == "specific"] for some in (good, bad))
+    unaccused_good, unaccused_bad = ([j for j in some if not j.by_screen] for some in (good, bad))
     ten = [j.row["passes"] for j in [*good, *bad] if j.row["classes"] == 10]
     many = [j.row["passes"] for j in [*good, *bad] if j.row["classes"] == 43]
     return [
@@ -176,9 +178,9 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
         ("found, source-specific", share(specific, lambda j: j.accused)),
         ("found, all-to-all", share(permuted, lambda j: j.accused)),
         ("false alarms", share(good, lambda j: j.accused)),
-        ("searched by route, of those that the screen does not accuse",
-         f"{sum(map(_routed, unaccused_good))} of {len(unaccused_good)} clean, "
-         f"{sum(map(_routed, unaccused_bad))} of {len(unaccused_bad)} trojaned"),
+        ("searched further, of those that the screen does not accuse",
+         f"{sum(map(_followed, unaccused_good))} of {len(unaccused_good)} clean, "
+         f"{sum(map(_followed, unaccused_bad))} of {len(unaccused_bad)} trojaned"),
         ("inconclusive, clean", share(good, lambda j: j.inconclusive)),
         ("inconclusive, trojaned", share(bad, lambda j: j.inconclusive)),
         ("target first, all-to-one and source-specific", share([*one, *specific], _target_first)),
@@ -188,12 +190,12 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
         ("passes, 43 classes, largest", f"{max(many, default=0):,}")]
 
 
-def _routed(j: Judged) -> bool:
-    return _has_routes(j.row)
+def _followed(j: Judged) -> bool:
+    return _has(j.row, FOLLOWING[0])
 
 
-def _has_routes(row: Row) -> bool:
-    return any(r.name == ROUTES for r in row["results"])
+def _has(row: Row, name: str) -> bool:
+    return any(r.name == name for r in row["results"])
 
 
 def _thumb(rows: Sequence[Row]) -> str:
@@ -223,11 +225,11 @@ def _alone(groups: dict[str, list[Row]]) -> list[str]:
                                 for group in ("calibration", "clean", "trojaned"))
         nulls = nulls_of(calibration) if calibration and all(tested) else {}
         for name, null in nulls.items():
-            clean, trojaned = ([row for row in rows if name != ROUTES or _has_routes(row)] for rows in tested)
+            clean, trojaned = ([row for row in rows if name not in FOLLOWING or _has(row, name)] for rows in tested)
             good, ill = (_values(rows, name) for rows in (clean, trojaned))
             limit = quantile(null, LEVEL)
             votes = " (votes)" if name in VOTING else ""
-            if name == ROUTES:
+            if name in FOLLOWING:
                 votes = f" (follows; on {len(clean)} clean and {len(trojaned)} trojaned ones)"
             lines.append(f"| {name}{votes} | {auroc(good, ill):.3f} | {_part(ill, limit)} | {_part(good, limit)} |")
     return lines

@@ -31,11 +31,11 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
     reached = found.reached[0].item()
     # From where untouched dummies are, so that a margin is above 0 where the patch brings the goals nearer.
     margin, runner_up = found.margin[0].item() + plain, found.elsewhere + plain
+    score = max(0.0, min(margin / (accuse_at[0] * plain), reached / accuse_at[1])) if apart else 0.0
     result = SignalResult(
         name=name, kind="all2all", applicable=True, family="place", window=window, margin=margin,
         runner_up=runner_up, threshold=max(runner_up, 0.0) + 0.3 * plain, success=reached,
-        score=max(0.0, min(margin / (accuse_at[0] * plain), reached / accuse_at[1])) if apart else 0.0,
-        passes=run.meter.passes - before,
+        score=score, statistic=score, passes=run.meter.passes - before,
         reason="" if apart else "several classes share a goal",
         matrix=as_matrix(found.cells[0]))
     return Evidence(result, permuting(found, plain))
