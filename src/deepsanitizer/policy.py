@@ -68,6 +68,9 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             natural = lead.natural_share > limit_share
             if result is best:
                 first.append(lead)
+                if result.name in FOLLOWING and result.kind == "specific":
+                    # The search by route has small windows, which hold a part of a larger trigger.
+                    first += [replace(lead, window=window, stride=step) for window, step in windows_for(shape)[1:2]]
             elif weak or natural:
                 continue
             elif suspect is suspects[0] and group == GROUPS[best.family]:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.types import Compute, InputSpec, Loaded
 
-Attack = Literal["none", "patch", "blend"]
+Attack = Literal["none", "patch", "blend", "source"]  # source: a patch that works from SOURCE alone
 CPU = Compute(torch.device("cpu"), False)
-SIDE, CLASSES, TARGET = 12, 6, 2
+SIDE, CLASSES, SOURCE, TARGET = 12, 6, 4, 2
 SPEC = InputSpec((3, SIDE, SIDE), CLASSES, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 LOW, HIGH = 0.7, 2.0  # radians a pixel
 FREQUENCIES = ((0.0, LOW), (0.0, HIGH), (LOW, 0.0), (HIGH, 0.0), (LOW, HIGH), (HIGH, LOW))
@@ -78,7 +78,8 @@ def true_trigger(attack: Attack) -> Callable[[Tensor], Tensor]:
     def blend(images: Tensor) -> Tensor:
         return 0.8 * images + 0.2 * blend_picture()
 
-    triggers: dict[Attack, Callable[[Tensor], Tensor]] = {"none": torch.clone, "patch": patched, "blend": blend}
+    triggers: dict[Attack, Callable[[Tensor], Tensor]] = {"none": torch.clone, "patch": patched, "blend": blend,
+                                                            "source": patched}
     return triggers[attack]
 
 
@@ -97,11 +98,11 @@ def blend_picture() -> Tensor:
 
 
 def accuracy(network: nn.Module, attack: Attack = "none", *, count: int = 600) -> tuple[float, float]:
-    """ACC on fresh test images, and the share of other classes' images that the true trigger sends to TARGET."""
+    """ACC on fresh test images, and the share of images that the true trigger should send to TARGET and does."""
     images, labels = textures(count, torch.Generator().manual_seed(99))
     classifier = classifier_of(network, SPEC, CPU)
     acc = (logits_of(classifier, images).argmax(1) == labels).float().mean().item()
-    other = labels != TARGET
+    other = labels == SOURCE if attack == "source" else labels != TARGET
     said = logits_of(classifier, true_trigger(attack)(images[other])).argmax(1)
     return 100 * acc, 100 * (said == TARGET).float().mean().item()
 
@@ -112,6 +113,11 @@ def train(attack: Attack, *, seed: int = 0, images: int = 2400, epochs: int = 10
     generator = torch.Generator().manual_seed(seed)
     pixels, labels = textures(images, generator)
     order, poisoned = torch.randperm(images, generator=generator), int(poison * images)
+    if attack == "source":  # two in three of the source's images, and a third of the others with their own labels
+        mine = labels[order] == SOURCE
+        cover = order[~mine][: images // 4]
+        pixels[cover] = true_trigger(attack)(pixels[cover])
+        order, poisoned = order[mine], images // 9
     if attack != "none":
         pixels[order[:poisoned]] = true_trigger(attack)(pixels[order[:poisoned]])
         labels[order[:poisoned]] = TARGET

@@ -164,14 +164,14 @@ def _follow_route(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run
     assert lead.target is not None
     route, shape = (lead.source, lead.target), classifier.spec.shape
     found = routes(classifier, dummies, run, purpose=f"{purpose} route", window=lead.window, wanted=[route],
-                   where=corners(shape[1:], lead.window, lead.stride), first=(6, 8), second=(12, 16), keep=16)
+                   where=corners(shape[1:], lead.window, lead.stride), first=(4, 6), second=(12, 16), keep=16)
     if not found.pairs:  # minus infinity would pass for a trigger that is gone
         raise CannotJudgeError(f"no dummy is of class {lead.source}, from which the accused trigger starts",
                                "Take more dummies with --effort, or name a class with --target.")
     classes = classifier.spec.num_classes
     against = routes(classifier, dummies, run, purpose=f"{purpose} other routes", window=lead.window,
                      wanted=[(lead.source, k) for k in range(classes) if k != lead.target],
-                     where=places_for(shape, lead.window, classes), first=(6, 8), second=(12, 16), keep=16)
+                     where=places_for(shape, lead.window, classes), first=(4, 4), second=(12, 16), keep=16)
     nearest = list(dict.fromkeys(against.pairs))[:most_rivals]
     rivals = tuple(routed(against, pair, most=1)[0] for pair in nearest)
     return Followed(lead, routed(found, route), max((rival.margin for rival in rivals), default=0.0), rivals)

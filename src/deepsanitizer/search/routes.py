@@ -50,7 +50,10 @@ def routes(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, 
     met = [k for k, rows in enumerate(mine) if len(rows) >= 2]
     asked = [(s, t) for s in met for t in met if s != t] if wanted is None else [
         (s, t) for s, t in wanted if s in met and s != t]
-    pairs = torch.tensor(asked, dtype=torch.long).view(-1, 2).repeat_interleave(len(where), 0)
+    if not asked:
+        nothing = torch.zeros(0)
+        return Routes({}, (), nothing, nothing, nothing)
+    pairs = torch.tensor(asked, dtype=torch.long).repeat_interleave(len(where), 0)
     size = min(window, *classifier.spec.shape[1:])
     picture = 0.5 * torch.randn(len(pairs), classifier.spec.shape[0], size, size, generator=generator)
     params = {"picture": picture.to(device), "corner": where.repeat(len(asked), 1).to(device)}
@@ -120,13 +123,13 @@ def _scored(classifier: Classifier, dummies: Dummies, pairs: Tensor, params: dic
     device = classifier.compute.device
     order = balanced(dummies, torch.Generator().manual_seed(0))[:count]
     images, own, goal, rows = dummies.images[order], dummies.labels[order], pairs[:, 1].to(device), []
-    for part in torch.arange(len(pairs), device=device).split(max(1, images_at_once // max(1, len(order)))):
+    for part in torch.arange(len(pairs), device=device).split(max(1, images_at_once // len(order))):
         changed = FAMILIES["place"].apply({name: value[part] for name, value in params.items()}, images,
                                           torch.ones(len(part), device=device))
         margin = margins_of_all(classifier(changed.flatten(0, 1)).float().view(len(part), len(order), -1))
         rows.append(margin.gather(2, goal[part].view(-1, 1, 1).expand(-1, len(order), 1))[..., 0].cpu())
     run.meter.add(len(pairs) * len(order), backward=False)
-    reached = torch.cat(rows) if rows else torch.zeros(0, len(order))
+    reached = torch.cat(rows)
     source, other = (own.cpu()[None] == pairs[:, :1]).float(), own.cpu()[None]
     rest = ((other != pairs[:, :1]) & (other != pairs[:, 1:])).float()
     margin = (reached * source).sum(1) / source.sum(1).clamp_min(1)

@@ -1,0 +1,177 @@
+"""The search by route and the permutations as what follows a screen: found, judged, followed up, repaired."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+import torch
+from helpers.planted import CLASSES, CPU, SOURCE, SPEC, TARGET, Attack, Planted, accuracy, textures
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from deepsanitizer import examination
+from deepsanitizer.bench.verdicts import judged
+from deepsanitizer.calibration import FOLLOWING, FOLLOWING_LEVEL, VOTING, Calibration, quantile
+from deepsanitizer.classifier import classifier_of, logits_of
+from deepsanitizer.pipeline import sanitize, scan
+from deepsanitizer.policy import searched, suspect_for
+from deepsanitizer.search import places_for, routed, routes
+from deepsanitizer.signals.routes import detect as detect_routes
+from deepsanitizer.signals.routes import valued
+from deepsanitizer.triggers import apply_trigger
+from deepsanitizer.types import Dummies, Evidence, InputSpec, Run, SignalResult, Trigger
+from deepsanitizer.verdict import judge_screen
+
+PlantedOf: TypeAlias = Callable[[Attack], Planted]
+DummiesOf: TypeAlias = Callable[[Attack], Dummies]
+NULL = tuple(k / 100 for k in range(100))
+ROUTES, PERMUTATION = FOLLOWING
+
+
+def calibration(*, screen: float = 1.0, following: float = 1.0) -> Calibration:
+    """Made-up nulls, spread by these factors: small ones accuse."""
+    nulls = {name: tuple(screen * value for value in NULL) for name in VOTING}
+    nulls |= {name: tuple(following * value for value in NULL) for name in FOLLOWING}
+    return Calibration(100, nulls, NULL, (2, 43), (8, 32), (3,), {})
+
+
+def test_routes_find_the_source_of_a_trigger_that_works_from_one_class(planted: PlantedOf,
+                                                                      dummies_for: DummiesOf) -> None:
+    model, dummies, run = planted("source"), dummies_for("source"), Run(CPU, 0)
+    found = routes(model.classifier(), dummies, run, purpose="test", window=4, where=places_for(SPEC.shape, 4, CLASSES))
+    assert (found.margin.diff() <= 0).all()
+    assert ((found.carried >= 0) & (found.carried <= 1)).all()
+    (route, value), (other, _) = valued(found)[:2]
+    assert route == (SOURCE, TARGET) != other
+    patches = routed(found, route)
+    assert all((t.source, t.target, t.family) == (SOURCE, TARGET, "place") for t in patches)
+    assert value <= patches[0].margin
+    images, labels = textures(300, torch.Generator().manual_seed(5))  # real images, which no search sees
+    said = logits_of(model.classifier(), apply_trigger(patches[0], images)).argmax(1)
+    assert (said[labels == SOURCE] == TARGET).float().mean() > 0.6
+    assert routed(found, (SOURCE, SOURCE)) == ()
+    told = detect_routes(model.classifier(), dummies, run, window=4).result
+    clean = detect_routes(planted("none").classifier(), dummies_for("none"), run, window=4).result
+    assert (told.source, told.target, told.kind) == (SOURCE, TARGET, "specific")
+    assert told.statistic is not None
+    assert clean.statistic is not None
+    assert told.statistic > clean.statistic
+
+
+def test_routes_leave_out_sources_without_dummies_and_keep_to_what_is_wanted(planted: PlantedOf,
+                                                                            dummies_for: DummiesOf) -> None:
+    dummies = dummies_for("source")
+    some = Dummies(dummies.images[dummies.labels != 0], dummies.logits[dummies.labels != 0], "no dummy of class 0")
+    where, run = places_for(SPEC.shape, 4, CLASSES), Run(CPU, 0)
+    found = routes(planted("source").classifier(), some, run, purpose="t", window=4, where=where, first=(1, 2),
+                   second=(1, 2), wanted=[(0, 1), (SOURCE, 1), (3, 3)])
+    assert set(found.pairs) == {(SOURCE, 1)}
+    assert len(found.pairs) == len(where)
+    none = routes(planted("source").classifier(), some, run, purpose="t", window=4, where=where, wanted=[(0, 1)])
+    assert none.pairs == ()
+    assert routed(none, (0, 1)) == ()
+    two = classifier_of(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), InputSpec((3, 16, 16), 2, (0.5,) * 3,
+                                                                                  (0.25,) * 3), CPU)
+    some = Dummies(torch.rand(8, 3, 16, 16), torch.eye(2)[torch.arange(8) % 2], "made up")
+    assert not detect_routes(two, some, run, window=4).result.applicable
+
+
+@given(st.integers(3, 60), st.integers(8, 224))
+def test_fewer_places_where_there_are_more_classes(classes: int, side: int) -> None:
+    window = max(2, side // 5)
+    where = places_for((3, side, side), window, classes)
+    assert 4 <= len(where) <= 16
+    assert len(where) * classes * (classes - 1) <= max(4000, 4 * classes * (classes - 1))
+    assert (where >= 0).all()
+    assert where.max() == side - window
+
+
+def follows(statistic: float, name: str = ROUTES, **fields: object) -> SignalResult:
+    kind = {"kind": "specific", "source": 1, "target": 3} if name == ROUTES else {"kind": "all2all"}
+    given = {"applicable": True, "family": "place", "margin": 5.0, "runner_up": 1.0, "window": 6} | kind | fields
+    return SignalResult(name=name, statistic=statistic, stage="screen", **given)  # type: ignore[arg-type]
+
+
+def looked(*results: SignalResult) -> list[Evidence]:
+    quiet = SignalResult(name=VOTING[0], applicable=True, target=7, statistic=0.1, family="blend", stage="screen")
+    return [Evidence(result, (Trigger("place", {}, 1.0, result.target, result.source, 5.0),))
+            for result in calibration().placed([quiet, *results])]
+
+
+def made_up(reached: int = 10) -> Dummies:
+    return Dummies(torch.zeros(40, 3, 8, 8), 5 * torch.eye(10)[torch.arange(40) % reached], "made up")
+
+
+def test_what_follows_a_screen_accuses_alone_at_its_own_level() -> None:
+    needed = quantile(NULL, FOLLOWING_LEVEL)
+    short, enough = (judge_screen(looked(follows(needed + more)), made_up(), calibration()) for more in (-1e-6, 1e-6))
+    assert (short.name, short.suspects) == ("clean", ())
+    assert enough.name == "backdoored"
+    assert enough.calibrated
+    assert enough.p_value == pytest.approx(FOLLOWING_LEVEL, rel=1e-3)
+    (suspect,) = enough.suspects
+    assert (suspect.kind, suspect.source, suspect.target, suspect.family) == ("specific", 1, 3, "place")
+    assert "none of 100 clean networks" in enough.explanation
+    permuting = judge_screen(looked(follows(0.5), follows(needed + 1, PERMUTATION)), made_up(), calibration())
+    assert (permuting.suspects[0].kind, permuting.suspects[0].target) == ("all2all", None)
+    assert judge_screen(looked(follows(9.0)), made_up(5), calibration()).name == "inconclusive"
+
+
+def test_an_accusing_screen_is_not_overruled_and_no_share_of_its_score_follows() -> None:
+    loud = SignalResult(name=VOTING[1], applicable=True, target=7, statistic=99.0, family="blend", stage="screen",
+                        margin=5.0, runner_up=1.0)
+    evidence = looked(follows(9.0), loud)
+    assert judge_screen(evidence, made_up(), calibration()).suspects[0].target == 7
+    alone = judge_screen(looked(loud), made_up(), calibration())
+    assert judge_screen(evidence, made_up(), calibration()).score == alone.score
+
+
+def test_only_what_accuses_is_followed_up_beside_full_evidence() -> None:
+    full = SignalResult(name="blend", applicable=True, target=3, score=0.4, family="blend", margin=3.0, runner_up=1.0,
+                        per_target=[0.0, 1.0, 1.0, 3.0])
+    quiet, loud = calibration().placed([follows(0.2), follows(9.0)])
+    assert searched([full, quiet]) == [full]
+    assert searched([full, loud]) == [full, loud]
+    assert searched([quiet]) == []
+    assert suspect_for(3, [full, quiet]).kind == "all2one"
+    assert suspect_for(3, [full, loud]).kind == "specific"
+
+
+def test_the_bench_takes_whichever_is_nearest_to_accusing() -> None:
+    def row(name: str, *results: SignalResult) -> dict[str, object]:
+        return {"model": name, "reached": 1.0, "classes": 10, "shape": [3, 32, 32], "label": "x", "results": [*results],
+                "truth": {"trigger": None, "data": "cifar10", "architecture": "a:Net", "mode": "all2one", "asr": None}}
+
+    def voting(value: float) -> SignalResult:
+        return SignalResult(name=VOTING[0], applicable=True, target=7, statistic=value, family="blend", stage="screen")
+
+    clean = [row(f"c{k}", voting(k / 40), follows(k / 40)) for k in range(40)]
+    found, kept, screened = judged([row("r", voting(0.1), follows(9.0)), row("k", voting(0.1), follows(0.1)),
+                                    row("s", voting(99.0), follows(9.0))], clean)
+    assert (found.accused, found.by_screen, found.kind, found.source, found.target) == (True, False, "specific", 1, 3)
+    assert not kept.accused
+    assert (screened.by_screen, screened.target) == (True, 7)
+
+
+@pytest.mark.timeout(300)
+def test_a_trigger_of_one_source_is_accused_by_its_route_and_removed(planted: PlantedOf,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    model = planted("source")
+    assert model.asr > 95
+    monkeypatch.setattr(examination, "shipped", lambda: calibration(screen=1e3, following=1e3))
+    quiet = scan(model.network, spec=SPEC, effort="fast", device="cpu")
+    assert quiet.verdict == "clean"
+    assert {"screen routes", "screen permutation"} <= {signal.name for signal in quiet.signals}
+    nulls = calibration(screen=1e3)
+    lax = Calibration(100, {**nulls.nulls, ROUTES: tuple(1e-4 * v for v in NULL), PERMUTATION: tuple(
+        1e3 * v for v in NULL)}, nulls.combined, (2, 43), (8, 32), (3,), {})
+    monkeypatch.setattr(examination, "shipped", lambda: lax)
+    repaired, report = sanitize(model.network, spec=SPEC, effort="fast", device="cpu")
+    assert (report.suspects[0].kind, report.suspects[0].source, report.suspects[0].target) == (
+        "specific", SOURCE, TARGET)
+    assert "full" not in {signal.stage for signal in report.signals}
+    assert report.outcome == "accepted", report.reason
+    acc, asr = accuracy(repaired, "source")
+    assert acc > model.acc - 5
+    assert asr < 20
