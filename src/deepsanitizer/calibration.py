@@ -62,14 +62,13 @@ class Calibration:
                 placed.append(replace(result, score=None, threshold=None))
                 continue
             votes, p = result.name in VOTING, p_value(result.statistic, null)
+            clean = [null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)]
             if result.name in FOLLOWING:
-                placed.append(replace(result, p_value=p, clean=[null[len(null) // 2], quantile(null, 0.1), quantile(
-                    null, FOLLOWING_LEVEL)], score=math.log(p) / math.log(FOLLOWING_LEVEL)))
-                continue
-            placed.append(replace(
-                result, threshold=None, p_value=p,
-                clean=[null[len(null) // 2], quantile(null, 0.1), quantile(null, 0.02)],
-                score=spoken.get(result.name, 0.0) / self.threshold() if votes else None))
+                score: float | None = math.log(p) / math.log(FOLLOWING_LEVEL)
+            else:
+                score = spoken.get(result.name, 0.0) / self.threshold() if votes else None
+            threshold = result.threshold if result.name in FOLLOWING else None
+            placed.append(replace(result, threshold=threshold, p_value=p, clean=clean, score=score))
         return placed
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from deepsanitizer.calibration import by_goal, scores_of
+from deepsanitizer.calibration import FOLLOWING, by_goal, scores_of
 from deepsanitizer.report import charts
 from deepsanitizer.report.words import (
     CALIBRATED,
@@ -110,15 +110,20 @@ def _screened(report: ScanReport) -> list[dict[str, Any]]:
     """Rows of the table that compares the screen with clean networks, those that vote first, strongest first."""
     screened = [s for s in report.signals if s.stage == "screen" and s.applicable and s.statistic is not None]
     screened.sort(key=lambda s: -(s.score if s.score is not None else -math.inf))
-    return [{"result": s, "goal": "–" if s.target is None else _name(report, s.target)} for s in screened]
+    return [{"result": s, "goal": "–" if s.target is None else _name(report, s.target),
+             "source": None if s.source is None else _name(report, s.source)} for s in screened]
 
 
 def _screen_chart(report: ScanReport, *, most: int = 8) -> Markup:
-    """What the voting signals say together about each class, most first."""
+    """What the voting signals say together about each class, most first, and what searches that follow say alone."""
     said = sorted(by_goal(report.signals, scores_of(report.signals)).items(), key=lambda item: -item[1])
-    rows = [charts.Row("own goals" if goal is None else class_name(report.model, goal), score,
-                       score >= report.threshold)
-            for goal, score in said[:most]]
+    told = [("own goals" if goal is None else class_name(report.model, goal), score) for goal, score in said[:most]]
+    for signal in report.signals:
+        if signal.name in FOLLOWING and signal.score is not None:
+            source, target = (None if k is None else class_name(report.model, k) for k in (
+                signal.source, signal.target))
+            told.append(("a permutation" if target is None else f"{source} to {target} alone", signal.score))
+    rows = [charts.Row(name, score, score >= report.threshold) for name, score in told]
     return charts.bars(rows, threshold=report.threshold, what="classes") if rows else Markup("")
 
 

@@ -141,10 +141,13 @@ def _screen(report: ScanReport, out: _Printer) -> None:
     screened = [signal for signal in report.signals if signal.stage == "screen" and signal.statistic is not None]
     if not screened:
         return
-    out.heading("Against clean networks (scores for the same class add up, 1 or more accuses; no score: supporting)")
+    out.heading("Against clean networks (scores for the same class add up, 1 or more accuses; no score: supporting; "
+                "routes and permutations count alone)")
     rows = []
     for signal in sorted(screened, key=lambda s: -(s.score if s.score is not None else -math.inf)):
         goal = "-" if signal.target is None else class_name(report.model, signal.target, longest=16)
+        if signal.source is not None:
+            goal = f"{signal.source} to {goal}"
         rows.append([signal.name.removeprefix("screen "), goal, number(signal.statistic),
                      number(signal.clean[2]) if signal.clean else "–", percent(signal.p_value), number(signal.score)])
     out.table(["signal", "class", "statistic", "98 % of clean below", "clean as high", "score"], rows)
