@@ -104,10 +104,10 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
 def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
-    Networks like those of the calibration are screened first and, where that does not accuse, searched for sources and
-    goals of their own. Where at least `ORDINARY` of clean networks show as much in the screen, or these accuse, that is
-    the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at
-    once and judged by a rule of thumb.
+    Networks like those of the calibration are screened first and searched for goals of their own and, where the screen
+    does not accuse, for sources of their own. Where at least `ORDINARY` of clean networks show as much in the screen,
+    or where one of these searches accuses, that is the verdict, unless full evidence is wanted in any case: `full`, or
+    by the effort. Others are searched in full at once and judged by a rule of thumb.
     Raises UsageError where the report is about another file or holds no full evidence.
     """
     known = _covered(case)
@@ -115,25 +115,30 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         return _from_report(case, from_report, known, full)
     first: Dummies | None = None
     looked: tuple[Evidence, ...] = ()
+    loud = False
     if known:
         first, looked = _screened_and_placed(case)
         verdict = conclude(looked, first)
         ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
-        if verdict.name == "clean" or verdict.name == "suspicious":
-            looked += _followed_and_placed(case, first)
+        if verdict.name != "inconclusive":
+            loud = verdict.name == "backdoored"
+            looked += _followed_and_placed(case, first, by_route=not loud)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it.
-            ordinary = ordinary or verdict.name == "backdoored"
+            ordinary = ordinary or (verdict.name == "backdoored" and not loud)
         if ordinary and not (full or case.plan.full):
             dummies = _curated(case, first) if verdict.name == "backdoored" else first
             return Examined(dummies, verdict, tuple(item.result for item in looked), looked)
-    dummies = _curated(case, first)
+    wide = first is None or loud or full or case.plan.full
+    dummies = _curated(case, first) if wide or first is None else first
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
         permuted = any(item.result.name == "screen permutation" for item in looked)
         evidence = looked + collect(case.classifier, dummies, case.run, quick=quick, permuted=permuted)
-    return Examined(dummies, conclude(evidence, first or dummies),
-                    tuple(item.result for item in evidence), evidence)
+    verdict = conclude(evidence, first or dummies)
+    if not wide and verdict.name == "suspicious":  # a repair may follow
+        dummies = _curated(case, first)
+    return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 
 
 def examine_shortly(case: Case) -> Examined:
@@ -172,14 +177,14 @@ def _screened_and_placed(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
     return dummies, tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
 
 
-def followed(case: Case, dummies: Dummies) -> tuple[Evidence, ...]:
-    """The searches for a source or for goals of their own, on the dummies of a screen."""
+def followed(case: Case, dummies: Dummies, *, by_route: bool = True) -> tuple[Evidence, ...]:
+    """The searches for goals of their own and `by_route`, on the dummies of a screen."""
     with case.clock.stage("sources and permutations"):
-        return further(case.classifier, dummies, case.run)
+        return further(case.classifier, dummies, case.run, by_route=by_route)
 
 
-def _followed_and_placed(case: Case, dummies: Dummies) -> tuple[Evidence, ...]:
-    found = followed(case, dummies)
+def _followed_and_placed(case: Case, dummies: Dummies, *, by_route: bool) -> tuple[Evidence, ...]:
+    found = followed(case, dummies, by_route=by_route)
     placed = shipped().placed([item.result for item in found])
     return tuple(replace(item, result=result) for item, result in zip(found, placed, strict=True))
 
@@ -213,8 +218,8 @@ def _from_report(case: Case, report: ScanReport, known: bool, full: bool) -> Exa
     if known:
         with case.clock.stage("dummies"):
             first = screen_dummies(case)
-    enough = first is not None and not searched and earlier.name != "backdoored"
-    dummies = first if enough and first is not None else _curated(case, first)
+    wide = first is None or full or earlier.name in ("backdoored", "suspicious")
+    dummies = _curated(case, first) if wide or first is None else first
     return Examined(dummies, earlier, tuple(report.signals), ())
 
 

@@ -19,7 +19,7 @@ import click
 from deepsanitizer.bench.calibrate import calibrated, nulls_of, taken
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import FOLLOWING, LEVEL, REACHED, VOTING, accusations, quantile, read
+from deepsanitizer.calibration import FOLLOWING, LEVEL, PERMUTATION, REACHED, VOTING, accusations, quantile, read
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 from deepsanitizer.types import Evidence
@@ -77,7 +77,8 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
             kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
-        if after is not None and score < min(1.0, after.score or 0.0) and row["reached"] >= REACHED:
+        if after is not None and row["reached"] >= REACHED and (
+                score < min(1.0, after.score or 0.0) or (after.name == PERMUTATION and (after.score or 0.0) >= 1)):
             score, goal, source, kind = after.score or 0.0, after.target, after.source, after.kind
         out.append(Judged(row, score, goal, source, kind, by_screen))
     return out
