@@ -40,3 +40,11 @@ def test_no_clean_network_of_ordinary_size_is_accused(groups: dict[str, list[dic
     sound = [row for row in groups["zoo"] if not row["truth"]["trigger"]]
     assert len(sound) == 9
     assert [j.row["model"] for j in judged(sound, groups["calibration"]) if j.accused] == []
+
+
+def test_a_source_specific_model_is_accused_by_its_route(groups: dict[str, list[dict[str, Any]]]) -> None:
+    """Once found clean, at exit code 0 (docs/research/log.md, 44)."""
+    row = next(row for row in groups["zoo"] if row["model"] == "c10-specific")
+    (told,) = judged([row], groups["calibration"])
+    assert (told.accused, told.by_screen, told.kind) == (True, False, "specific")
+    assert (told.source, told.target) == (row["truth"]["source"], row["truth"]["target"])
