@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from deepsanitizer.calibration import FOLLOWING, PERMUTATION, REACHED, Calibration, by_goal, p_value, scores_of
+from deepsanitizer.calibration import FOLLOWING, REACHED, Calibration, by_goal, p_value, scores_of
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdict
 
 THRESHOLD = 1.0
@@ -22,10 +22,9 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     """The calibrated verdict on a screen whose results were `placed`. A score of THRESHOLD or more is `backdoored`.
 
     The scores of signals that name the same goal add up; the verdict's is that of the goal that most is said about: the
-    combined statistic over the one that `calibration.LEVEL` of clean networks exceed. Where that does not accuse, one
-    of the searches that follow may, alone; a permutation, of which a screen sees a part, goes before any one goal.
-    Where the dummies reach fewer classes than on the calibration networks, nothing is called clean and no rate is
-    stated.
+    combined statistic over the one that `calibration.LEVEL` of clean networks exceed. One of the searches that follow
+    may accuse alone; where both do, the verdict is that of whichever is further beyond its threshold. Where the dummies
+    reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated.
     """
     reached = len(dummies.labels.unique()) / dummies.logits.shape[1]
     known = reached >= REACHED
@@ -38,8 +37,7 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                      if told >= suspicious_from)
     after = max((item for item in evidence if item.result.name in FOLLOWING and item.result.score is not None),
                 key=lambda item: item.result.score or 0.0, default=None)
-    if after is not None and known and (after.result.score or 0.0) >= THRESHOLD and (
-            score < THRESHOLD or after.result.name == PERMUTATION):
+    if after is not None and known and (after.result.score or 0.0) >= max(THRESHOLD, score):
         return _alone(after, calibration)
     if not torch.isfinite(dummies.logits).all() or not (known or score >= THRESHOLD):
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,

@@ -118,13 +118,17 @@ def test_what_follows_a_screen_accuses_alone_at_its_own_level() -> None:
     assert judge_screen(looked(follows(9.0)), made_up(5), calibration()).name == "inconclusive"
 
 
-def test_an_accusing_screen_is_not_overruled_and_no_share_of_its_score_follows() -> None:
+def test_where_both_accuse_the_louder_speaks_and_no_share_of_a_screens_score_follows() -> None:
+    """A patch for one class once passed for a permutation: c10-badnet (docs/research/log.md, 44)."""
     loud = SignalResult(name=VOTING[1], applicable=True, target=7, statistic=99.0, family="blend", stage="screen",
                         margin=5.0, runner_up=1.0)
-    evidence = looked(follows(9.0), loud)
-    assert judge_screen(evidence, made_up(), calibration()).suspects[0].target == 7
     alone = judge_screen(looked(loud), made_up(), calibration())
-    assert judge_screen(evidence, made_up(), calibration()).score == alone.score
+    soft = quantile(NULL, FOLLOWING_LEVEL) + 1e-6
+    both = judge_screen(looked(follows(soft, PERMUTATION), loud), made_up(), calibration())
+    assert (both.suspects[0].target, both.score) == (7, alone.score)
+    louder = judge_screen(looked(follows(9.0, PERMUTATION), loud), made_up(), calibration())
+    assert (louder.suspects[0].kind, louder.suspects[0].target) == ("all2all", None)
+    assert louder.score > alone.score > both.threshold
 
 
 def test_only_what_accuses_is_followed_up_beside_full_evidence() -> None:

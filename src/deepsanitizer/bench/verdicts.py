@@ -19,7 +19,7 @@ import click
 from deepsanitizer.bench.calibrate import calibrated, nulls_of, taken
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import FOLLOWING, LEVEL, PERMUTATION, REACHED, VOTING, accusations, quantile, read
+from deepsanitizer.calibration import FOLLOWING, LEVEL, REACHED, ROUTES, VOTING, accusations, quantile, read
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 from deepsanitizer.types import Evidence
@@ -57,8 +57,8 @@ class Judged:
 def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[str, ...] = ()) -> list[Judged]:
     """Scores of rows against clean ones, with some signals (by the beginning of their names) switched off.
 
-    Where the screen does not accuse, a score is that of the screen or of a search that follows it, whichever is nearest
-    to accusing.
+    A score is that of the screen or of a search that follows it, whichever is greatest; routes are searched only where
+    the screen does not accuse.
     """
     kept = [_without(row, without) for row in calibration]
     table = read(calibrated(kept))
@@ -78,7 +78,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
         if after is not None and row["reached"] >= REACHED and (
-                score < min(1.0, after.score or 0.0) or (after.name == PERMUTATION and (after.score or 0.0) >= 1)):
+                score < (after.score or 0.0) and not (by_screen and after.name == ROUTES)):
             score, goal, source, kind = after.score or 0.0, after.target, after.source, after.kind
         out.append(Judged(row, score, goal, source, kind, by_screen))
     return out
@@ -170,6 +170,7 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
     specific = [j for j in bad if j.row["truth"]["mode"] == "specific"]
     permuted = [j for j in bad if j.row["truth"]["mode"] == "all2all"]
     unaccused_good, unaccused_bad = ([j for j in some if not j.by_screen] for some in (good, bad))
+    ended_good, ended_bad = ([j for j in some if j.by_screen or _followed(j)] for some in (good, bad))
     ten, many = ([j.row for j in [*good, *bad] if j.row["classes"] == classes] for classes in (10, 43))
     return [
         ("AUROC", f"{auroc([j.score for j in good], [j.score for j in bad]):.3f}"),
@@ -181,6 +182,11 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
         ("searched further, of those that the screen does not accuse",
          f"{sum(map(_followed, unaccused_good))} of {len(unaccused_good)} clean, "
          f"{sum(map(_followed, unaccused_bad))} of {len(unaccused_bad)} trojaned"),
+        ("false alarms by what follows the screen alone",
+         share([j for j in unaccused_good if _followed(j)], lambda j: j.accused)),
+        ("AUROC, of those searched to the end",
+         f"{auroc([j.score for j in ended_good], [j.score for j in ended_bad]):.3f} ({len(ended_good)} clean, "
+         f"{len(ended_bad)} trojaned)"),
         ("inconclusive, clean", share(good, lambda j: j.inconclusive)),
         ("inconclusive, trojaned", share(bad, lambda j: j.inconclusive)),
         ("target first, all-to-one and source-specific", share([*one, *specific], _target_first)),
