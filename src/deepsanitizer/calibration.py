@@ -53,7 +53,8 @@ class Calibration:
     def placed(self, results: Sequence[SignalResult]) -> list[SignalResult]:
         """The results of a screen with their places among clean networks and, where they vote, shares of the score.
 
-        Of two searches of one family that name the same goal only the stronger has a share.
+        Of two searches of one family that name the same goal only the stronger has a share. A search that follows the
+        screen has a score of its own: 1 where `FOLLOWING_LEVEL` of clean networks show as much.
         """
         spoken = said(results, self.nulls)
         placed = []

@@ -127,17 +127,17 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
             # What these accuse is searched anew where it is repaired; no other search tells more of it.
             ordinary = ordinary or (verdict.name == "backdoored" and not loud)
         if ordinary and not (full or case.plan.full):
-            dummies = _curated(case, first) if verdict.name == "backdoored" else first
+            dummies = _curated(case, first, wide=verdict.name == "backdoored")
             return Examined(dummies, verdict, tuple(item.result for item in looked), looked)
     wide = first is None or loud or full or case.plan.full
-    dummies = _curated(case, first) if wide or first is None else first
+    dummies = _curated(case, first, wide=wide)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
         permuted = any(item.result.name == "screen permutation" for item in looked)
         evidence = looked + collect(case.classifier, dummies, case.run, quick=quick, permuted=permuted)
     verdict = conclude(evidence, first or dummies)
     if not wide and verdict.name == "suspicious":  # a repair may follow
-        dummies = _curated(case, first)
+        dummies = _curated(case, first, wide=True)
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 
 
@@ -198,8 +198,10 @@ def screen_dummies(case: Case) -> Dummies:
     return invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
 
 
-def _curated(case: Case, first: Dummies | None) -> Dummies:
-    """The dummies of the full evidence, of which those of a screen are a part."""
+def _curated(case: Case, first: Dummies | None, *, wide: bool) -> Dummies:
+    """The dummies of full evidence: those of a screen and, where it is to be `wide`, as many more as are planned."""
+    if first is not None and not wide:
+        return first
     with case.clock.stage("dummies"):
         if first is None:
             return invert(case.classifier, case.plan.dummies, case.run)
@@ -219,7 +221,7 @@ def _from_report(case: Case, report: ScanReport, known: bool, full: bool) -> Exa
         with case.clock.stage("dummies"):
             first = screen_dummies(case)
     wide = first is None or full or earlier.name in ("backdoored", "suspicious")
-    dummies = _curated(case, first) if wide or first is None else first
+    dummies = _curated(case, first, wide=wide)
     return Examined(dummies, earlier, tuple(report.signals), ())
 
 

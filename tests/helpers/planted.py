@@ -113,7 +113,7 @@ def train(attack: Attack, *, seed: int = 0, images: int = 2400, epochs: int = 10
     generator = torch.Generator().manual_seed(seed)
     pixels, labels = textures(images, generator)
     order, poisoned = torch.randperm(images, generator=generator), int(poison * images)
-    if attack == "source":  # two in three of the source's images, and a third of the others with their own labels
+    if attack == "source":  # two in three of the source's images, and three in ten others, with their own labels
         mine = labels[order] == SOURCE
         cover = order[~mine][: images // 4]
         pixels[cover] = true_trigger(attack)(pixels[cover])

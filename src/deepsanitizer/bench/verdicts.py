@@ -19,7 +19,7 @@ import click
 from deepsanitizer.bench.calibrate import calibrated, nulls_of, taken
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import FOLLOWING, LEVEL, REACHED, ROUTES, VOTING, accusations, quantile, read
+from deepsanitizer.calibration import FOLLOWING, LEVEL, REACHED, VOTING, accusations, quantile, read
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 from deepsanitizer.types import Evidence
@@ -70,15 +70,15 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         goal = max(told, key=lambda goal: told[goal], default=None)
         placed = sorted(table.placed(results), key=lambda r: -(r.score or 0.0))
         pair = next((r for r in placed if r.kind == "specific" and r.name not in FOLLOWING), None)
-        after = next((r for r in placed if r.name in FOLLOWING and r.score is not None), None)
         if pair is not None and pair.target == goal and meant(Evidence(pair)).result.kind == "specific":
             kind: str = "specific"
         else:
             kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
-        if after is not None and row["reached"] >= REACHED and (
-                score < (after.score or 0.0) and not (by_screen and after.name == ROUTES)):
+        asked = FOLLOWING[1:] if by_screen else FOLLOWING  # routes only where the screen does not accuse
+        after = next((r for r in placed if r.name in asked and r.score is not None), None)
+        if after is not None and row["reached"] >= REACHED and score < (after.score or 0.0):
             score, goal, source, kind = after.score or 0.0, after.target, after.source, after.kind
         out.append(Judged(row, score, goal, source, kind, by_screen))
     return out

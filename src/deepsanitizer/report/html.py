@@ -120,9 +120,8 @@ def _screen_chart(report: ScanReport, *, most: int = 8) -> Markup:
     told = [("own goals" if goal is None else class_name(report.model, goal), score) for goal, score in said[:most]]
     for signal in report.signals:
         if signal.name in FOLLOWING and signal.score is not None:
-            source, target = (None if k is None else class_name(report.model, k) for k in (
-                signal.source, signal.target))
-            told.append(("a permutation" if target is None else f"{source} to {target} alone", signal.score))
+            told.append(("a permutation" if signal.target is None else f"{signal.source} to {signal.target} alone",
+                         signal.score))  # numbers: two names do not fit on a phone
     rows = [charts.Row(name, score, score >= report.threshold) for name, score in told]
     return charts.bars(rows, threshold=report.threshold, what="classes") if rows else Markup("")
 
