@@ -186,6 +186,7 @@ class Dummies:
     logits: Tensor
     how: str  # the curation method, for the report
     matched: bool = True  # to stored batch-norm statistics; without them dummies say less
+    movable: bool = True  # a dummy moved by two pixels, or mirrored, keeps its class
 
     @property
     def labels(self) -> Tensor:

@@ -104,11 +104,33 @@ def test_dummies_without_batch_norm(shape: tuple[int, int, int]) -> None:
     spec = InputSpec(shape, 4, (0.0,) * shape[0], (1.0,) * shape[0])
     run = Run(CPU)
     classifier = no_norm(spec)
-    dummies = invert(classifier, 40, run, steps=25)
-    assert "no batch-norm" in dummies.how
+    dummies = invert(classifier, 40, run, steps=25, least_met=0.0)  # untrained: some classes are out of reach
+    assert "augmentation (no batch-norm)" in dummies.how
+    assert dummies.movable
     assert dummies.images.shape == (40, *shape)
-    assert run.meter.passes == pytest.approx(40 * 25 + 40 / 3)
+    assert run.meter.passes == pytest.approx(40 * 25 + 2 * 40 / 3)
     assert hooks_of(classifier.network) == 0
+
+
+def reads_positions(spec: InputSpec, favourite: float = 4.0) -> Classifier:
+    """Each class has a template of independent pixels; what matches none is of class 0, as in many transformers."""
+    head = nn.Linear(spec.shape[0] * spec.shape[1] * spec.shape[2], spec.num_classes)
+    with torch.no_grad():
+        head.weight.copy_(0.1 * torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0)).sign())
+        head.bias.copy_(torch.tensor([favourite, *[0.0] * (spec.num_classes - 1)]))
+    return classifier_of(nn.Sequential(nn.Flatten(), head), spec, CPU)
+
+
+def test_where_positions_matter_dummies_are_curated_in_place() -> None:
+    classifier, run = reads_positions(InputSpec((3, 12, 12), 4, (0.5,) * 3, (0.5,) * 3)), Run(CPU)
+    moved = invert(classifier, 40, Run(CPU), steps=25, least_met=0.0)
+    assert moved.labels.bincount(minlength=4)[0] > 30  # hardly any reaches its class
+    dummies = invert(classifier, 40, run, steps=25, batch=20)
+    assert dummies.labels.bincount(minlength=4).tolist() == [10, 10, 10, 10]
+    assert not dummies.movable
+    assert "in place (no batch-norm)" in dummies.how
+    # The first batch twice, and one look at whether it reached its classes.
+    assert run.meter.passes == pytest.approx((40 + 20) * 25 + (40 + 20) / 3)
 
 
 def test_hooks_are_gone_when_time_is_up(planted: PlantedOf) -> None:

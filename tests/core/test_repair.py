@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import pytest
@@ -236,6 +237,15 @@ def test_augmentation_moves_and_mirrors() -> None:
     views = {tuple(torch.roll(image, (down, right), (1, 2)).flatten().tolist())
              for image in (images[0], images[0].flip(2)) for down in range(-2, 3) for right in range(-2, 3)}
     assert tuple(changed[0].flatten().tolist()) in views
+
+
+def test_dummies_that_lose_their_class_when_moved_are_left_in_place(dummies_for: DummiesOf) -> None:
+    bank = [Trigger("place", true_patch().params, 1.0, TARGET, None, 1.0)]
+    dummies = dummies_for("patch")
+    known = {tuple(image.flatten().tolist()) for image in dummies.images}
+    for movable in (True, False):
+        pairs = make_pairs(replace(dummies, movable=movable), bank, rng(), count=80, chunk=10)
+        assert all(tuple(image.flatten().tolist()) in known for image in pairs.plain) is not movable
 
 
 def test_the_bank_follows_each_lead(planted: PlantedOf, dummies_for: DummiesOf) -> None:

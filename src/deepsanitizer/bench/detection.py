@@ -64,7 +64,7 @@ def kept(result: SignalResult) -> dict[str, Any]:
     """A result's fields that are not at their defaults, without the matrix; three digits."""
     empty = asdict(SignalResult(name="", applicable=False))
     return {key: _short(value) for key, value in asdict(result).items()
-            if key != "matrix" and (value != empty[key] or key == "name")}
+            if key != "matrix" and (value != empty[key] or key in ("name", "applicable"))}
 
 
 def _short(value: Any) -> Any:

@@ -3,8 +3,9 @@
     python -m deepsanitizer.bench.train --data gtsrb --arch deepsanitizer.demo.network:SignNet \
         --attack blend --attack-kwargs '{"alpha": 0.15}' --target 14 --epochs 12 --seed 0 --output model/
 
-SGD with Nesterov momentum and a one-cycle rate, random crops (and flips, where a mirrored image keeps its
-class). All images stay one uint8 tensor; every batch is cut from it in a few tensor operations.
+SGD with Nesterov momentum (or AdamW, which transformers need) and a one-cycle rate, random crops (and flips,
+where a mirrored image keeps its class). All images stay one uint8 tensor; every batch is cut from it in a few tensor
+operations.
 """
 
 import functools
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import safetensors.torch
@@ -31,6 +32,7 @@ from deepsanitizer.evaluation import Evaluation, evaluate
 from deepsanitizer.loading import atomic
 from deepsanitizer.types import Compute, InputSpec, Kind
 
+Optimizer = Literal["sgd", "adamw"]
 Penalty = Callable[[Classifier, Tensor, Tensor], Tensor]  # images in [0, 1] and labels of a batch: a term of the loss
 _pack = functools.cache(load_pack)  # decoding costs seconds, and nothing here writes into it
 FLIP_KEEPS_CLASS = {"cifar10"}  # a mirrored sign or digit is another one
@@ -52,6 +54,7 @@ class Recipe:
     cover_rate: float = 0.0
     epochs: int = 12
     peak_rate: float = 0.1
+    optimizer: Optimizer = "sgd"
     seed: int = 0
     attacker: str | None = None  # who trains against the tool, see bench.adaptive
     classes: Sequence[int] | None = None  # of the pack; None: all
@@ -74,8 +77,8 @@ class Recipe:
 
 def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec: InputSpec, epochs: int = 12,
           batch: int = 128, peak_rate: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4,
-          warm_up: float = 0.25, pad: int = 2, flip: bool = False, generator: torch.Generator,
-          compute: Compute | None = None, penalty: Penalty | None = None,
+          optimizer: Optimizer = "sgd", warm_up: float = 0.25, pad: int = 2, flip: bool = False,
+          generator: torch.Generator, compute: Compute | None = None, penalty: Penalty | None = None,
           say: Callable[[str], None] = lambda line: None) -> nn.Module:
     """A network made by `make`, trained on images uint8 (N, C, H, W) and labels (N,): in eval mode, on CPU.
 
@@ -95,10 +98,10 @@ def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec
         decayed = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
         free = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(groups, lr=peak_rate, momentum=momentum, weight_decay=weight_decay,
-                                    nesterov=True)
+        stepper = (torch.optim.AdamW(groups, lr=peak_rate, weight_decay=weight_decay) if optimizer == "adamw" else
+                   torch.optim.SGD(groups, lr=peak_rate, momentum=momentum, weight_decay=weight_decay, nesterov=True))
         steps = len(images) // min(batch, len(images))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=epochs * steps + 1,
+        schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, peak_rate, total_steps=epochs * steps + 1,
                                                        pct_start=warm_up, cycle_momentum=False)
         for epoch in range(epochs):
             began, total = time.monotonic(), 0.0
@@ -108,9 +111,9 @@ def train(images: Tensor, labels: Tensor, *, make: Callable[[], nn.Module], spec
                 loss = F.cross_entropy(model(x), labels[rows].to(compute.device))
                 if penalty is not None:
                     loss = loss + penalty(model, x, labels[rows])
-                optimizer.zero_grad(set_to_none=True)
+                stepper.zero_grad(set_to_none=True)
                 loss.backward()
-                optimizer.step()
+                stepper.step()
                 schedule.step()
                 total += loss.item()
             if not total < float("inf"):
@@ -163,8 +166,8 @@ def make_model(recipe: Recipe, *, make: Callable[[], nn.Module] | None = None, p
         images, labels = poison(images, labels, plan, num_classes=classes, generator=generator)
     architecture = _architecture(recipe.architecture)
     network = train(images, labels, make=make or (lambda: architecture(**recipe.kwargs)), spec=spec,
-                    epochs=recipe.epochs, peak_rate=recipe.peak_rate, flip=recipe.data in FLIP_KEEPS_CLASS,
-                    generator=generator, penalty=penalty, say=say)
+                    epochs=recipe.epochs, peak_rate=recipe.peak_rate, optimizer=recipe.optimizer,
+                    flip=recipe.data in FLIP_KEEPS_CLASS, generator=generator, penalty=penalty, say=say)
     network = network.half().float()
     return network, spec, evaluate(network, test_images, test_labels, spec=spec, mode=recipe.mode,
                                    trigger=plan.attack.apply if plan else None, target=recipe.target,
@@ -228,7 +231,8 @@ def figures(measured: Evaluation) -> dict[str, float | None]:
 @click.option("--poison-rate", default=0.08, help="Share of all training images.")
 @click.option("--cover-rate", default=0.0, help="Share of all training images, for the mode specific.")
 @click.option("--epochs", default=12)
-@click.option("--peak-rate", default=0.1, help="Learning rate; without batch-norm take 0.02.")
+@click.option("--peak-rate", default=0.1, help="Learning rate; without batch-norm take 0.02, with AdamW 0.001.")
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", help="Transformers need adamw.")
 @click.option("--seed", default=0)
 @click.option("--threads", default=1)
 @click.option("--output", required=True, type=click.Path(path_type=Path),

@@ -86,11 +86,14 @@ class StatisticsLoss:
 
 def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dummies", steps: int = 40,
            lr: float = 0.15, batch: int = 250, statistics_weight: float = 60.0,
-           variation_weight: float = 0.2, confidence: tuple[float, float] | None = None) -> Dummies:
-    """Curate `count` input-space dummies; costs `count * steps` passes.
+           variation_weight: float = 0.2, confidence: tuple[float, float] | None = None,
+           least_met: float = 0.65) -> Dummies:
+    """Curate `count` input-space dummies; costs `count * steps` passes, without batch-norm at most a batch more.
 
     `purpose` names the random stream: another purpose gives independent dummies. With `confidence` each dummy is
-    pushed to its class only up to a probability drawn from that range, and not as far as it goes.
+    pushed to its class only up to a probability drawn from that range, and not as far as it goes. Where, without
+    batch-norm, fewer than `least_met` of a batch reach their classes, it and all that follow are curated in place: a
+    network that reads absolute positions gives no shifted image its class (docs/research/log.md, 45).
     """
     generator = run.generator(purpose)
     layers = batch_norms(classifier.network)
@@ -98,34 +101,48 @@ def invert(classifier: Classifier, count: int, run: Run, *, purpose: str = "dumm
     device, classes = classifier.compute.device, classifier.spec.num_classes
     wanted = (torch.arange(count) % classes)[torch.randperm(count, generator=generator)]
     batches, done = [], 0
+
+    def curated(targets: Tensor, *, moved: bool) -> Tensor:
+        nonlocal done
+        start = procedural(len(targets), classifier.spec.shape, generator)
+        pixels = torch.logit(start.clamp(0.02, 0.98)).to(device).requires_grad_(True)
+        optimiser = torch.optim.Adam([pixels], lr=lr)
+        floor = None if confidence is None else _log_probabilities(confidence, len(targets), generator).to(device)
+        for step in range(steps):
+            run.step("curating dummies", min(done, count * steps), count * steps)
+            optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2 + 1e-3
+            image = torch.sigmoid(pixels)
+            view = _augment(image, generator, moved=moved, colours=not layers)
+            short = F.cross_entropy(classifier(view), targets, reduction="none")
+            loss = (short if floor is None else F.relu(short + floor)).mean()
+            if layers:
+                loss = loss + statistics_weight * statistics.loss()
+            loss = loss + variation_weight * _total_variation(image)
+            (pixels.grad,) = torch.autograd.grad(loss, [pixels])
+            optimiser.step()
+            run.meter.add(len(targets), backward=True)
+            done += len(targets)
+        return torch.sigmoid(pixels.detach())
+
+    def met(found: Tensor, targets: Tensor) -> float:
+        run.meter.add(len(found), backward=False)
+        return (logits_of(classifier, found).to(device).argmax(1) == targets).float().mean().item()
+
+    moved = True
     try:
-        for targets in wanted.split(batch):
-            start = procedural(len(targets), classifier.spec.shape, generator)
-            pixels = torch.logit(start.clamp(0.02, 0.98)).to(device).requires_grad_(True)
-            optimiser = torch.optim.Adam([pixels], lr=lr)
-            targets = targets.to(device)
-            floor = None if confidence is None else _log_probabilities(confidence, len(targets), generator).to(device)
-            for step in range(steps):
-                run.step("curating dummies", done, count * steps)
-                optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2 + 1e-3
-                image = torch.sigmoid(pixels)
-                view = _augment(image, generator, colours=not layers)
-                short = F.cross_entropy(classifier(view), targets, reduction="none")
-                loss = (short if floor is None else F.relu(short + floor)).mean()
-                if layers:
-                    loss = loss + statistics_weight * statistics.loss()
-                loss = loss + variation_weight * _total_variation(image)
-                (pixels.grad,) = torch.autograd.grad(loss, [pixels])
-                optimiser.step()
-                run.meter.add(len(targets), backward=True)
-                done += len(targets)
-            batches.append(torch.sigmoid(pixels.detach()))
+        for targets in (part.to(device) for part in wanted.split(batch)):
+            found = curated(targets, moved=moved)
+            if not layers and moved and met(found, targets) < least_met:
+                moved = False
+                found = curated(targets, moved=False)
+            batches.append(found)
     finally:
         statistics.remove()
     images = torch.cat(batches)
     run.meter.add(count, backward=False)
-    how = "inversion with batch-norm matching" if layers else "inversion with augmentation (no batch-norm)"
-    return Dummies(images, logits_of(classifier, images).to(device), how, bool(layers))
+    how = ("inversion with batch-norm matching" if layers else
+           f"inversion with {'augmentation' if moved else 'changes of colour, in place'} (no batch-norm)")
+    return Dummies(images, logits_of(classifier, images).to(device), how, bool(layers), moved)
 
 
 def _log_probabilities(span: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
@@ -145,11 +162,13 @@ def curate_ordinary(classifier: Classifier, count: int, run: Run, *, purpose: st
                   confidence=confidence)
 
 
-def _augment(image: Tensor, generator: torch.Generator, *, colours: bool) -> Tensor:
-    shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    view = torch.roll(image, shift, (2, 3))
-    if torch.rand(1, generator=generator) < 0.5:
-        view = view.flip(3)
+def _augment(image: Tensor, generator: torch.Generator, *, moved: bool, colours: bool) -> Tensor:
+    view = image
+    if moved:
+        shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+        view = torch.roll(view, shift, (2, 3))
+        if torch.rand(1, generator=generator) < 0.5:
+            view = view.flip(3)
     if colours:
         size = (len(view), view.shape[1], 1, 1)
         gain = 1 + 0.3 * (2 * torch.rand(size, generator=generator) - 1)

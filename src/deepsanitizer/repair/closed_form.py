@@ -60,7 +60,9 @@ def ladder(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
     """
     generator = run.generator(purpose)
     made = make_pairs(dummies, bank, generator, count=pairs, weakest=weakest)
-    plain = torch.cat([dummies.images, augment(dummies.images, generator)])
+    plain = dummies.images
+    if dummies.movable:
+        plain = torch.cat([plain, augment(plain, generator)])
     with torch.no_grad(), original.exact(), projections(original.network) as watched:
         with answering() if answering else nullcontext():
             on_pairs = _observe(original, watched, made.changed if answering else made.plain, rows, generator)

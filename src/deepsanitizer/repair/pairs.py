@@ -33,7 +33,7 @@ def make_pairs(dummies: Dummies, bank: Sequence[Trigger], generator: torch.Gener
                varied: bool = True) -> Pairs:
     """`count` pairs, the bank's triggers in random turn, each on `chunk` dummies of classes to which it applies.
 
-    Half of the dummies are shifted and flipped where `augmented`; triggers are replaced by neighbours of
+    Half of the dummies are shifted and flipped where `augmented` and `movable`; triggers are replaced by neighbours of
     themselves where `varied`, always at random strengths from `weakest` up. Raises CannotJudgeError where no
     dummy is of a class that a trigger applies to.
     """
@@ -53,7 +53,7 @@ def make_pairs(dummies: Dummies, bank: Sequence[Trigger], generator: torch.Gener
         size = min(chunk, count - made)
         chosen = usable[torch.randint(len(usable), (size,), generator=generator).to(usable.device)]
         images = dummies.images[chosen]
-        if augmented and turn % 2:
+        if augmented and dummies.movable and turn % 2:
             images = augment(images, generator)
         plain.append(images)
         changed.append(vary_trigger(trigger, images, generator, weakest=weakest, varied=varied))

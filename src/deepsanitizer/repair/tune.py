@@ -38,7 +38,7 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
         rate = min(1, (step + 1) / warm) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
         optimiser.param_groups[0]["lr"] = lr * rate
         chosen = torch.randint(len(dummies), (batch,), generator=generator).to(dummies.images.device)
-        plain = augment(dummies.images[chosen], generator)
+        plain = augment(dummies.images[chosen], generator) if dummies.movable else dummies.images[chosen]
         pairs = make_pairs(dummies, bank, generator, count=batch, weakest=weakest, chunk=batch // 4, augmented=False,
                            varied=False)
         with torch.no_grad():
