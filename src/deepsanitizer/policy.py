@@ -36,7 +36,7 @@ GROUPS = {"add": "field", "blend": "field", "grating": "field", "filter": "colou
 
 
 def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shape: tuple[int, int, int], *,
-              share: float = 0.4, limit_share: float = 0.5, most: int = 4,
+              movable: bool = True, share: float = 0.4, limit_share: float = 0.5, most: int = 4,
               others: int = 2) -> tuple[list[Lead], list[Lead]]:
     """The leads that fill the bank, and further ones that must fall with them; suspects strongest first.
 
@@ -47,7 +47,8 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     `others` further leads, of other groups or for other suspects, are checked when a repair is proven; what still
     works there joins the bank. Within the group only the purest fill it: a lead that other classes reach to a much
     larger share of its margin would bring natural patterns (docs/research/log.md, 16). Where no signal accuses the goal
-    (a user named it), the one that says most about it is followed.
+    (a user named it), the one that says most about it is followed. Where dummies are not `movable`, any warp leads to
+    the class that the network gives what it does not know, and what else accuses the goal is followed first.
     """
     strides = dict(windows_for(shape))
     first: list[Lead] = []
@@ -57,6 +58,8 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
         key = (suspect.kind, suspect.source, suspect.target)
         mine = [r for r in searched(results) if _usable(r) and (r.kind, r.source, r.target) == key]
         mine.sort(key=lambda r: -(r.score or 0))
+        if not movable:
+            mine = [r for r in mine if r.family != "warp"] or mine
         if not mine and best is None:
             mine = [_named(suspect.target, results) if suspect.target is not None else _permuting(results)]
         groups: set[str] = set()

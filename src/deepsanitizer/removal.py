@@ -105,7 +105,7 @@ def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], sus
             ordinary = curate_ordinary(old, plan.ordinary, run, purpose="ordinary dummies")
     with stage("attack before"):
         first, further = (bank.matched(old, dummies, some, run, plain_margin=unit)
-                          for some in leads_for(suspects, results, old.spec.shape))
+                          for some in leads_for(suspects, results, old.spec.shape, movable=dummies.movable))
         before = attack(old, fresh, [*first, *further], run, purpose="verify before", quick=plan.quick)
     return Ground(parts, dummies, ordinary, fresh, tuple(first), before, unit, stored_as, run, stage, plan.quick,
                   suspected=suspects[0].score >= SUSPICIOUS_FROM)

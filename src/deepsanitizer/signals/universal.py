@@ -4,7 +4,7 @@ What: for each family, one transformation per class is searched at generous stre
 Why it works: natural universal patterns push all classes about equally far; a trigger pushes its target much
 further. The other classes are the null distribution, the network's own plain margin is the unit.
 Limits: blind to triggers of no family searched, and to several targets at once. A family whose patterns push all
-classes far says little. Warps are not asked of a network that gives any moved image another class.
+classes far says little.
 """
 
 import torch
@@ -35,9 +35,6 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
     searched in full; the others keep their short margins. The score is the target's lead over the next class (or
     over zero), in plain margins, over `ACCUSE_AT`.
     """
-    if family == "warp" and not dummies.movable:
-        return Evidence(SignalResult(name=family, applicable=False, family=family, reason="the network gives any moved "
-                                     "image another class, so that a warp tells nothing of a trigger"))
     before = run.meter.passes
     classes, strength = list(range(classifier.spec.num_classes)), share * FAMILIES[family].strength
     per_target: list[float | None] = [None] * len(classes)
