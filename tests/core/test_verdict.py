@@ -120,6 +120,16 @@ def test_leads_of_further_suspects_are_checked_but_do_not_fill_the_bank() -> Non
     assert leads_for(suspects[:1], results, SHAPE)[1] == []
 
 
+def test_warps_lead_last_where_moved_images_lose_their_class() -> None:
+    """A transformer sends any moved image to its favourite: a repair of warps left the blend that was planted."""
+    results = [signal(9.0, family="warp"), signal(4.9, family="blend")]
+    for movable, families in ((True, ["warp"]), (False, ["blend"])):
+        bank, _ = leads_for([suspect()], results, SHAPE, movable=movable)
+        assert [lead.family for lead in bank] == families
+    (only,), _ = leads_for([suspect()], results[:1], SHAPE, movable=False)
+    assert only.family == "warp"
+
+
 def test_the_purest_leads_of_a_group_fill_the_bank() -> None:
     """A grating that only the target answers keeps out patterns that others answer half as much."""
     mixed = [signal(5.0, margin=50.0, runner_up=20.0), signal(4.0, family="grating", margin=24.0, runner_up=3.0)]

@@ -141,7 +141,8 @@ def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results:
                     "family": named[0].family if named else None}
             found = None
             if named:
-                leads, _ = policy.leads_for(named, without.results, loaded.spec.shape)
+                leads, _ = policy.leads_for(named, without.results, loaded.spec.shape,
+                                            movable=examined.dummies.movable)
                 found = _bank(replace(ground, leads=tuple(bank.matched(
                     case.parts.classifier, examined.dummies, leads, case.run, plain_margin=ground.unit))))
         if found is not None:
