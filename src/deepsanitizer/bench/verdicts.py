@@ -58,7 +58,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
     """Scores of rows against clean ones, with some signals (by the beginning of their names) switched off.
 
     A score is that of the screen or of a search that follows it, whichever is greatest; routes are searched only where
-    the screen does not accuse.
+    the screen does not accuse. Goals are ranked by the screen, as in the tool, unless what follows accuses.
     """
     kept = [_without(row, without) for row in calibration]
     table = read(calibrated(kept))
@@ -78,8 +78,13 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         by_screen = score >= 1
         asked = FOLLOWING[1:] if by_screen else FOLLOWING  # routes only where the screen does not accuse
         after = next((r for r in placed if r.name in asked and r.score is not None), None)
-        if after is not None and row["reached"] >= REACHED and score < (after.score or 0.0):
-            score, goal, source, kind = after.score or 0.0, after.target, after.source, after.kind
+        routes = next((r for r in placed if r.name == FOLLOWING[0] and r.source is not None), None)
+        if routes is not None and not by_screen:
+            source = routes.source  # what the report shows of sources, whether it accuses or not
+        if after is not None and row["reached"] >= REACHED and (after.score or 0.0) > score:
+            score = after.score or 0.0
+            if score >= 1:  # below it the tool ranks goals by the screen
+                goal, source, kind = after.target, after.source, after.kind
         out.append(Judged(row, score, goal, source, kind, by_screen))
     return out
 
