@@ -32,6 +32,7 @@ class Attack:
     success: float
     natural: tuple[Trigger, ...]
     rivals: tuple[Trigger, ...] = ()
+    lifted: float = 0.0  # see `lift`; only where dummies are not movable
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ def attack(classifier: Classifier, fresh: Dummies, leads: Sequence[Lead], run: R
         natural = tuple(at_natural_strength(classifier, trigger, fresh, run) for trigger in found.triggers[:3])
         share = natural[0].strength / found.triggers[0].strength
         rivals = tuple(replace(rival, strength=share * rival.strength) for rival in found.rivals)
-        attacks.append(Attack(found, success(classifier, found.triggers[:1], fresh, run), natural, rivals))
+        lifted = 0.0 if fresh.movable else lift(classifier, found.triggers[:3], fresh, run)
+        attacks.append(Attack(found, success(classifier, found.triggers[:1], fresh, run), natural, rivals, lifted))
     return tuple(attacks)
 
 
@@ -118,10 +120,34 @@ def success(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummie
     return hits / max(1, count)
 
 
+@torch.no_grad()
+def lift(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummies, run: Run, *, most: int = 200) -> float:
+    """By how much more triggers raise the logit of their goal than the median other class, mean over dummies.
+
+    Success asks whether a goal wins over a dummy's own class, of which dummies in place are far surer than real images:
+    what sends a third of these to the goal sends no dummy there. What it adds to the goal shows all the same
+    (docs/research/log.md, 45).
+    """
+    found = []
+    for trigger in triggers:
+        goals = trigger.goals_of(dummies.labels)
+        usable = (goals >= 0).nonzero()[:most, 0]
+        if not len(usable):
+            continue
+        run.meter.add(len(usable), backward=False)
+        changed = logits_of(classifier, apply_trigger(trigger, dummies.images[usable])).float()
+        run.meter.add(len(usable), backward=False)
+        risen = changed - logits_of(classifier, dummies.images[usable]).float()
+        goal, own = goals[usable].cpu()[:, None], dummies.labels[usable].cpu()[:, None]
+        others = risen.scatter(1, own, float("nan")).scatter(1, goal, float("nan")).nanmedian(1).values
+        found.append((risen.gather(1, goal)[:, 0] - others).nanmean())
+    return torch.stack(found).mean().item() if found else 0.0
+
+
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_by_class: float = 0.8,
           least_sure: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
-          as_before: float = 0.9) -> Proof:
+          as_before: float = 0.9, most_lifted: float = 0.15) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
@@ -133,7 +159,8 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     lead, which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself,
     of which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
     nothing (`must_repeat`). Agreement is asked for in the mean over classes (`least_by_class`) and on the surer half
-    (`least_sure`), as `kept_agreement` counts them.
+    (`least_sure`), as `kept_agreement` counts them. On dummies that are not movable the old patterns may lift the goal
+    by at most `most_lifted` of what they did before.
     """
     agreed = agreement(fresh, new)
     if not logits_of(new, fresh.images).isfinite().all():
@@ -157,6 +184,11 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success
                 and c.old_success_after > max((success(new, [t], fresh, run) for t in before[number].rivals),
                                               default=0.0))]
+    lifted = 0.0
+    if not fresh.movable and before and before[0].lifted > 0:
+        lifted = lift(new, before[0].found.triggers[:3], fresh, run) / before[0].lifted
+        if lifted > most_lifted:
+            to_unlearn += before[0].found.triggers
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
     if by_class < least_by_class:
@@ -170,10 +202,14 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     elif left:
         names = ", ".join(sorted({c.family for c in left}))
         reason = f"The goal is still reached ({names}): more easily than other classes, or by the old patterns."
+    elif lifted > most_lifted:
+        reason = (f"The old patterns still raise the goal by {lifted:.0%} of what they did (at most {most_lifted:.0%} "
+                  "is asked, for dummies of this network are far surer than real images).")
     else:
         reason = (f"{agreed.overall:.1%} of fresh dummies ({sure:.1%} of the surer half) are answered as before" +
                   (", and what new searches reach is in line with other classes." if after else "."))
-    accepted = by_class >= least_by_class and sure >= least_sure and repeated and not left
+    accepted = (by_class >= least_by_class and sure >= least_sure and repeated and not left
+                and lifted <= most_lifted)
     return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), to_unlearn, repeated)
 
 
