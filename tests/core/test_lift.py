@@ -1,0 +1,81 @@
+"""What old patterns add to the goal, on dummies that are far surer of their class than real images."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.planted import CPU, SPEC, TARGET, Attack, Planted
+from torch import nn
+
+from deepsanitizer import removal, verify
+from deepsanitizer.classifier import classifier_of
+from deepsanitizer.repair.bank import Followed, Lead
+from deepsanitizer.split import split
+from deepsanitizer.types import Dummies, InputSpec, Run, Trigger
+
+PlantedOf = Callable[[Attack], Planted]
+DummiesOf = Callable[[Attack], Dummies]
+
+LEAD = Lead("add", "all2one", None, TARGET, 3.0, strength=0.1)
+BLANK = Trigger("add", {"pattern": torch.zeros(1, *SPEC.shape)}, 0.1, TARGET, None, 50.0)
+
+
+def test_lift_is_the_goals_gain_over_the_median_other_class() -> None:
+    """On a linear network it is known exactly, whatever class wins; a dummy's own class does not count."""
+    spec = InputSpec((1, 2, 2), 5, (0.0,), (1.0,))
+    head = nn.Linear(4, 5)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])[:, None].expand(5, 4))
+        head.bias.copy_(torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0]))  # every dummy is of class 0, and stays there
+    classifier = classifier_of(nn.Sequential(nn.Flatten(), head), spec, CPU)
+    images = torch.full((6, 1, 2, 2), 0.5)
+    some = Dummies(images, classifier(images).detach(), "test", matched=False, movable=False)
+    trigger = Trigger("add", {"pattern": torch.full((1, 1, 2, 2), 50.0)}, 0.1, 3, None, 1.0)  # 0.1 more everywhere
+    run = Run(CPU)
+    assert verify.success(classifier, [trigger], some, run) == 0
+    # The goal gains 1.6; classes 1, 2 and 4 gain 0.4, 0.8 and 3.2.
+    assert verify.lift(classifier, [trigger], some, run) == pytest.approx(1.6 - 0.8, abs=1e-4)
+    assert verify.lift(classifier, [replace(trigger, target=1)], some, run) == pytest.approx(0.4 - 1.6, abs=1e-4)
+    assert verify.lift(classifier, [replace(trigger, target=0)], some, run) == 0  # applies to no dummy
+
+
+@pytest.mark.parametrize(("movable", "left", "stands"), [(False, 2.0, False), (False, 1.0, True), (True, 2.0, True)])
+def test_a_proof_in_place_refuses_what_still_lifts_the_goal(
+        movable: bool, left: float, stands: bool, planted: PlantedOf, dummies_for: DummiesOf,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """An own transformer was accepted at an ASR of 37 whose dummies the old patterns no longer sent anywhere."""
+    before = (verify.Attack(Followed(LEAD, (BLANK,), 3.0), 0.9, (BLANK,), lifted=8.0),)
+    after = (verify.Attack(Followed(LEAD, (replace(BLANK, margin=-5.0),), 3.0), 0.0, (BLANK,)),)
+    monkeypatch.setattr(verify, "attack", lambda *arguments, **options: after)
+    monkeypatch.setattr(verify, "lift", lambda *arguments, **options: left)
+    told = verify.prove(planted("none").classifier(), replace(dummies_for("none"), movable=movable), before, Run(CPU),
+                        plain_margin=10.0, purpose="test", accused=1)
+    assert told.accepted is stands
+    assert [t.margin for t in told.to_unlearn] == ([] if stands else [50.0])
+    assert ("25% of what they did" in told.reason) is not stands
+
+
+def test_an_attack_in_place_tells_how_far_it_lifts(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    for movable in (True, False):
+        some = replace(dummies_for("blend"), movable=movable)
+        (told,) = verify.attack(planted("blend").classifier(), some, [replace(LEAD, family="blend")], Run(CPU),
+                                purpose="test", quick=True)
+        assert (told.lifted == 0) is movable
+        assert told.lifted >= 0
+
+
+def test_a_repair_in_place_goes_on_while_old_patterns_lift(planted: PlantedOf, dummies_for: DummiesOf,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    some, parts = dummies_for("none"), split(planted("none").classifier(), "auto")
+    ground = removal.Ground(parts, some, some, some, (LEAD,), (
+        verify.Attack(Followed(LEAD, (BLANK,), 3.0), 0.9, (BLANK,), lifted=8.0),), 5.0, None, Run(CPU),
+        lambda name, /: nullcontext(), quick=True, suspected=True)
+    monkeypatch.setattr(removal, "success", lambda *arguments, **options: 0.0)
+    for lifts, weight, factor in (([0.5], 16, "1.2"), ([2.0, 1.0, 0.5], 16, "1.8"), ([2.0, 2.0, 2.0, 0.5], 4, "1.2")):
+        told = iter(lifts)
+        monkeypatch.setattr(removal, "lift", lambda *arguments, told=told, **options: next(told))
+        _, kept, step = removal._relearned(ground, some, [BLANK], tuned=True, most_lost=1.0)
+        assert kept == weight
+        assert f"overshot by {factor}" in step
