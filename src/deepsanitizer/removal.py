@@ -20,7 +20,7 @@ from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, confine
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
-from deepsanitizer.verify import Attack, Proof, attack, kept_agreement, lift, prove, second_look, success
+from deepsanitizer.verify import Attack, Proof, attack, kept_agreement, prove, second_look, still_lifted, success
 
 KEEPS = (16.0, 4.0, 1.0, 0.25)  # weights on plain dummies in the closed form, heaviest first
 BEYOND = (1.2, 1.5, 1.8)  # how far the whole step goes, in its own lengths
@@ -199,7 +199,7 @@ def _unpermuted(ground: Ground, rounds: int, *, searches: int = 3, times: int = 
 
 def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tuned: bool,
                keeps: tuple[float, ...] = KEEPS, beyond: tuple[float, ...] = BEYOND, gone: float = 0.004,
-               enough: float = 0.05, most_lost: float = 0.02, still_lifted: float = 0.1,
+               enough: float = 0.05, most_lost: float = 0.02, most_lifted: float = 0.1,
                again: str = "") -> tuple[Classifier, float, str]:
     """The closed form, `tuned` and overshot or not, with the weight on plain dummies and the factor chosen on dummies
     that neither has seen.
@@ -209,7 +209,7 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
     long enough (docs/research/log.md, 42). Where the longest leaves more than `enough`, a lighter weight is tried, and
     either only if it loses at most `most_lost` of the agreement. What a light weight removes it removes on dummies: a
     tune from there finds nothing left to do (log, 26). Where dummies are not movable, the old patterns must lift the
-    goal by at most `still_lifted` of what they did, too: there no success says little (log, 45).
+    goal by at most `most_lifted` of what they did, too: there no success says little (log, 45).
     """
     old, chosen = ground.parts.classifier, None
     kept, weight, told = 0.0, keeps[0], ""
@@ -222,9 +222,7 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
         for factor in beyond if tuned else (1.0,):
             candidate = overshoot.repair(old, step, beyond=factor)
             hits = success(candidate, strongest.natural, ground.fresh, ground.run)
-            if strongest.lifted > 0:
-                fallen = lift(candidate, strongest.found.triggers[:3], ground.fresh,
-                              ground.run) <= still_lifted * strongest.lifted
+            fallen = still_lifted(candidate, strongest, ground.fresh, ground.run) <= most_lifted
             _, agreed = kept_agreement(ground.fresh, candidate, strongest.found.lead.target)
             if chosen is None:
                 kept = agreed

@@ -134,14 +134,18 @@ def lift(classifier: Classifier, triggers: Sequence[Trigger], dummies: Dummies, 
         usable = (goals >= 0).nonzero()[:most, 0]
         if not len(usable):
             continue
-        run.meter.add(len(usable), backward=False)
+        run.meter.add(2 * len(usable), backward=False)
         changed = logits_of(classifier, apply_trigger(trigger, dummies.images[usable])).float()
-        run.meter.add(len(usable), backward=False)
         risen = changed - logits_of(classifier, dummies.images[usable]).float()
         goal, own = goals[usable].cpu()[:, None], dummies.labels[usable].cpu()[:, None]
         others = risen.scatter(1, own, float("nan")).scatter(1, goal, float("nan")).nanmedian(1).values
         found.append((risen.gather(1, goal)[:, 0] - others).nanmean())
     return torch.stack(found).mean().item() if found else 0.0
+
+
+def still_lifted(new: Classifier, before: Attack, fresh: Dummies, run: Run) -> float:
+    """The share of what the old patterns lifted the goal by that they lift it by now; 0 where that was not measured."""
+    return lift(new, before.found.triggers[:3], fresh, run) / before.lifted if before.lifted > 0 else 0.0
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
@@ -184,11 +188,9 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
             or ((number == 0 or c.target != goal) and c.old_success_after > most_success
                 and c.old_success_after > max((success(new, [t], fresh, run) for t in before[number].rivals),
                                               default=0.0))]
-    lifted = 0.0
-    if not fresh.movable and before and before[0].lifted > 0:
-        lifted = lift(new, before[0].found.triggers[:3], fresh, run) / before[0].lifted
-        if lifted > most_lifted:
-            to_unlearn += before[0].found.triggers
+    lifted = still_lifted(new, before[0], fresh, run) if before else 0.0
+    if lifted > most_lifted:
+        to_unlearn += before[0].found.triggers
     repeated = not must_repeat or any(
         old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
     if by_class < least_by_class:

@@ -41,16 +41,16 @@ def test_lift_is_the_goals_gain_over_the_median_other_class() -> None:
     assert verify.lift(classifier, [replace(trigger, target=0)], some, run) == 0  # applies to no dummy
 
 
-@pytest.mark.parametrize(("movable", "left", "stands"), [(False, 2.0, False), (False, 1.0, True), (True, 2.0, True)])
+@pytest.mark.parametrize(("lifted", "left", "stands"), [(8.0, 2.0, False), (8.0, 1.0, True), (0.0, 2.0, True)])
 def test_a_proof_in_place_refuses_what_still_lifts_the_goal(
-        movable: bool, left: float, stands: bool, planted: PlantedOf, dummies_for: DummiesOf,
+        lifted: float, left: float, stands: bool, planted: PlantedOf, dummies_for: DummiesOf,
         monkeypatch: pytest.MonkeyPatch) -> None:
     """An own transformer was accepted at an ASR of 37 whose dummies the old patterns no longer sent anywhere."""
-    before = (verify.Attack(Followed(LEAD, (BLANK,), 3.0), 0.9, (BLANK,), lifted=8.0),)
+    before = (verify.Attack(Followed(LEAD, (BLANK,), 3.0), 0.9, (BLANK,), lifted=lifted),)
     after = (verify.Attack(Followed(LEAD, (replace(BLANK, margin=-5.0),), 3.0), 0.0, (BLANK,)),)
     monkeypatch.setattr(verify, "attack", lambda *arguments, **options: after)
     monkeypatch.setattr(verify, "lift", lambda *arguments, **options: left)
-    told = verify.prove(planted("none").classifier(), replace(dummies_for("none"), movable=movable), before, Run(CPU),
+    told = verify.prove(planted("none").classifier(), dummies_for("none"), before, Run(CPU),
                         plain_margin=10.0, purpose="test", accused=1)
     assert told.accepted is stands
     assert [t.margin for t in told.to_unlearn] == ([] if stands else [50.0])
@@ -75,7 +75,7 @@ def test_a_repair_in_place_goes_on_while_old_patterns_lift(planted: PlantedOf, d
     monkeypatch.setattr(removal, "success", lambda *arguments, **options: 0.0)
     for lifts, weight, factor in (([0.5], 16, "1.2"), ([2.0, 1.0, 0.5], 16, "1.8"), ([2.0, 2.0, 2.0, 0.5], 4, "1.2")):
         told = iter(lifts)
-        monkeypatch.setattr(removal, "lift", lambda *arguments, told=told, **options: next(told))
+        monkeypatch.setattr(verify, "lift", lambda *arguments, told=told, **options: next(told))
         _, kept, step = removal._relearned(ground, some, [BLANK], tuned=True, most_lost=1.0)
         assert kept == weight
         assert f"overshot by {factor}" in step
