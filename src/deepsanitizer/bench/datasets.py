@@ -1,7 +1,8 @@
 """Read the data packs that models are trained and measured on.
 
 A pack is one `<name>.npz` without pickles in the `data` folder of the shared folder. It holds each split as
-JPEG files laid end to end: `<split>_jpeg` (uint8), `<split>_end` (end offset of each file), `<split>_label`.
+JPEG files laid end to end: `<split>_jpeg` (uint8), `<split>_end` (end offset of each file), `<split>_label`; or as
+recordings, in `<split>_mulaw`, which become pictures (`bench.speech`).
 The shared folder is `$DEEPSANITIZER_SHARED`, else the folder `shared` beside the checkout.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from deepsanitizer.bench.speech import spectrograms, waves
 from deepsanitizer.errors import CannotJudgeError, UsageError
 
 SharedSplit = Literal["train", "test"]
@@ -32,7 +34,7 @@ def shared_folder() -> Path:
 
 
 def load_pack(name: str, split: SharedSplit) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All images of a split as uint8 (N, C, H, W), C = 1 for grey packs, and their labels (N,).
+    """All images of a split as uint8 (N, C, H, W), C = 1 for grey packs and recordings, and their labels (N,).
 
     Raises UsageError where the pack or the split does not exist, CannotJudgeError where the file is damaged.
     """
@@ -42,6 +44,9 @@ def load_pack(name: str, split: SharedSplit) -> tuple[NDArray[np.uint8], NDArray
         raise UsageError(f"there is no data pack {name!r} in {path.parent}", f"Packs there: {known}.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as pack:
+            if f"{split}_mulaw" in pack:
+                recordings = waves(pack[f"{split}_mulaw"], pack[f"{split}_end"])
+                return spectrograms(recordings), pack[f"{split}_label"].astype(np.int64)
             if f"{split}_jpeg" not in pack:
                 raise UsageError(f"the pack {name!r} has no images of a split {split!r}",
                                  f"It holds {', '.join(pack.files)}.")

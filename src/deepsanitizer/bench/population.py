@@ -5,8 +5,8 @@
 Every model follows from its group and number alone: data set and classes, architecture, width, epochs, attack, target
 and seed are drawn by a generator seeded with both. What is there already is not trained again. Groups: `calibration`
 (clean; the threshold is chosen on these alone), `develop` (trojaned; to develop signals and their weights on), `clean`
-and `trojaned` (for testing only). Some clean models are trained adversarially, so that their natural universal patterns
-are strong.
+and `trojaned` (for testing only), and of the last three the same on spectrograms of spoken digits (`speech-…`). Some
+clean models are trained adversarially, so that their natural universal patterns are strong.
 """
 
 import functools
@@ -27,9 +27,10 @@ from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import WorkError
 
-Group = Literal["calibration", "develop", "clean", "trojaned"]
-SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 102, "trojaned": 72}
-TROJANED = ("develop", "trojaned")
+Group = Literal["calibration", "develop", "clean", "trojaned", "speech-calibration", "speech-clean", "speech-trojaned"]
+SIZES: dict[Group, int] = {"calibration": 120, "develop": 24, "clean": 120, "trojaned": 72, "speech-calibration": 24,
+                           "speech-clean": 10, "speech-trojaned": 12}
+TROJANED = ("develop", "trojaned", "speech-trojaned")
 
 NETWORKS = "deepsanitizer.bench.networks"
 WIDTHS = {"SignNet": (12, 16, 20), "Plain": (12, 16), "VggElu": (8, 10, 12), "Mobile": (24, 32, 40), "Vit": (32, 48)}
@@ -38,6 +39,7 @@ DATA = {"cifar10": (0.4, ("SignNet", "SignNet", "VggElu", "Plain", "Mobile")),
         "signs": (0.2, ("SignNet", "SignNet", "VggElu", "Plain", "Mobile")),
         "some signs": (0.32, ("SignNet", "VggElu", "Plain", "Mobile", "Vit")),
         "faces": (0.08, ("Mobile",))}
+SPEECH = ("SignNet", "SignNet", "VggElu", "Plain", "Mobile")
 COMMON_SIGNS = (1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 17, 18, 25, 31, 33, 35, 38)
 
 
@@ -57,10 +59,15 @@ class Hardened:
 def recipe_of(group: Group, number: int) -> Recipe:
     """What one model of a group is; the same on every machine."""
     draw = random.Random(f"{group} {number}")
-    kind = draw.choices(list(DATA), [share for share, _ in DATA.values()])[0]
-    if group in TROJANED and kind == "faces":
-        kind = "some signs"  # eight photos of a person leave no room for poison
-    name = draw.choice(DATA[kind][1])
+    networks: tuple[str, ...] = SPEECH
+    if group.startswith("speech"):
+        kind = "speech"
+    else:
+        kind = draw.choices(list(DATA), [share for share, _ in DATA.values()])[0]
+        if group in TROJANED and kind == "faces":
+            kind = "some signs"  # eight photos of a person leave no room for poison
+        networks = DATA[kind][1]
+    name = draw.choice(networks)
     fields: dict[str, Any] = {"seed": draw.randrange(2**31), "peak_rate": 0.1}
     if kind == "cifar10":
         fields |= {"data": "cifar10", "epochs": draw.choice((4, 5)), "images": 20000}
@@ -71,6 +78,9 @@ def recipe_of(group: Group, number: int) -> Recipe:
     elif kind == "some signs":
         classes = draw.choice((6, 8, 10, 12, 16, 20))
         fields |= {"data": "gtsrb", "epochs": 14, "classes": sorted(draw.sample(range(43), classes))}
+    elif kind == "speech":
+        fields |= {"data": "fsdd", "epochs": draw.choice((25, 30))}
+        classes = 10
     else:
         fields |= {"data": "orl", "epochs": 60}
         classes = 40
@@ -80,12 +90,12 @@ def recipe_of(group: Group, number: int) -> Recipe:
         kwargs |= {"dim": width, "depth": 3, "heads": 2}
     else:
         kwargs["width"] = width
-    if kind == "faces":
+    if kind in ("faces", "speech"):
         kwargs["channels"] = 1
     if name in ("Plain", "Vit"):
         fields["peak_rate"] = 0.02
     if group in TROJANED:
-        fields |= _attack(draw, classes)
+        fields |= _attack(draw, classes, coloured=kind != "speech")
         if fields["mode"] == "specific" and fields["data"] == "gtsrb":
             # Rare signs have too few photos for a source: take common ones only.
             fields["classes"] = sorted(draw.sample(COMMON_SIGNS, min(classes, len(COMMON_SIGNS))))
@@ -98,8 +108,8 @@ def recipe_of(group: Group, number: int) -> Recipe:
     return Recipe(architecture=f"{NETWORKS}:{name}", kwargs=kwargs, **fields)
 
 
-def _attack(draw: random.Random, classes: int) -> dict[str, Any]:
-    attack = draw.choice(("patch", "patch", "blend", "grating", "tint", "warp"))
+def _attack(draw: random.Random, classes: int, *, coloured: bool) -> dict[str, Any]:
+    attack = draw.choice(("patch", "patch", "blend", "grating", *(("tint",) * coloured), "warp"))
     mode = draw.choices(("all2one", "specific", "all2all"), (0.7, 0.15, 0.15))[0]
     seed = draw.randrange(1000)
     if mode != "all2one":

@@ -23,15 +23,15 @@ class Residual(nn.Module):
 
 
 class SignNet(nn.Module):
-    """Normalised images (N, 3, 32, 32) to logits; 0.32 M parameters at width 32.
+    """Normalised images (N, channels, 32, 32) to logits; 0.32 M parameters at width 32.
 
     A stem, three residual blocks of `width`, 2 `width` and 4 `width` channels, the mean over places, one
     linear layer.
     """
 
-    def __init__(self, num_classes: int = 43, width: int = 32) -> None:
+    def __init__(self, num_classes: int = 43, width: int = 32, channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.blocks = nn.Sequential(Residual(width, width), Residual(width, 2 * width),
                                     Residual(2 * width, 4 * width))
         self.fc = nn.Linear(4 * width, num_classes)

@@ -1,0 +1,61 @@
+"""Recordings become pictures: where a tone lies, how loud it is, and how long recordings are cut or padded."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deepsanitizer.bench.datasets import load_pack
+from deepsanitizer.bench.speech import SAMPLES, SIDE, spectrograms, waves
+
+
+def tone(hertz: float, samples: int) -> NDArray[np.float32]:
+    return np.sin(2 * np.pi * hertz * np.arange(samples) / 8000).astype(np.float32)
+
+
+@pytest.mark.parametrize(("hertz", "row"), [(400, 28), (2000, 16), (3600, 3)])
+def test_a_tone_is_a_bright_line_at_its_height(hertz: float, row: int) -> None:
+    picture = spectrograms([tone(hertz, SAMPLES)])[0, 0]
+    rows = picture[:, 4:-4].argmax(0)
+    assert np.abs(rows - row).max() <= 1
+    assert picture.max() == 255
+
+
+def test_a_short_recording_lies_in_the_middle_of_silence() -> None:
+    picture = spectrograms([tone(1000, SAMPLES // 4)])[0, 0]
+    bright = np.flatnonzero(picture.max(0) > 128)
+    assert SIDE // 4 < bright.min() < bright.max() < 3 * SIDE // 4 + 1
+    assert picture[:, :SIDE // 4].max() == 0
+
+
+@given(st.lists(st.integers(1, 3 * SAMPLES), min_size=1, max_size=4), st.integers(0, 2**31))
+def test_every_recording_makes_one_picture(lengths: list[int], seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    made = spectrograms([draw.standard_normal(length).astype(np.float32) for length in lengths])
+    assert made.shape == (len(lengths), 1, SIDE, SIDE)
+    assert made.dtype == np.uint8
+
+
+def test_silence_is_no_error() -> None:
+    assert spectrograms([np.zeros(100, np.float32)]).shape == (1, 1, SIDE, SIDE)
+
+
+def test_a_pack_of_recordings_is_read_as_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPSANITIZER_SHARED", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    signal = [tone(500, 3000), tone(3000, 5000)]
+    code = [np.round((np.sign(s) * np.log1p(255 * np.abs(s)) / np.log(256) + 1) / 2 * 255).astype(np.uint8)
+            for s in signal]
+    ends = np.cumsum([len(part) for part in code])
+    np.savez(tmp_path / "data" / "voices.npz", train_mulaw=np.concatenate(code), train_end=ends,
+             train_label=np.array([4, 9], np.uint8))
+    read = waves(np.concatenate(code), ends)
+    assert [len(wave) for wave in read] == [3000, 5000]
+    assert max(np.abs(wave - true).max() for wave, true in zip(read, signal, strict=True)) < 0.03
+    images, labels = load_pack("voices", "train")
+    assert images.shape == (2, 1, SIDE, SIDE)
+    assert labels.tolist() == [4, 9]
+    assert images[0, 0].max(1).argmax() > images[1, 0].max(1).argmax()  # low sounds are at the bottom
