@@ -151,7 +151,7 @@ def still_lifted(new: Classifier, before: Attack, fresh: Dummies, run: Run) -> f
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_by_class: float = 0.8,
           least_sure: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
-          as_before: float = 0.9, most_lifted: float = 0.15) -> Proof:
+          mostly: float = 0.5, most_lifted: float = 0.15) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
@@ -181,13 +181,14 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
         for old, now in zip(before, after, strict=True)]
     goal = comparisons[0].target if comparisons else None
     easier = [c.margin_after > c.others_after + c.tolerated for c in comparisons]
-    untouched = [number >= accused and c.old_success_after >= as_before for number, c in enumerate(comparisons)]
+    above_rivals = [c.old_success_after > max((success(new, [t], fresh, run) for t in old.rivals), default=0.0)
+                    for c, old in zip(comparisons, before, strict=True)]
+    untouched = [number >= accused and c.old_success_after >= mostly and above_rivals[number]
+                 for number, c in enumerate(comparisons)]
     to_unlearn = tuple(t for attacks, apply in ((after, easier), (before, untouched))
                        for item, applies in zip(attacks, apply, strict=True) if applies for t in item.found.triggers)
     left = [c for number, c in enumerate(comparisons) if easier[number] or untouched[number]
-            or ((number == 0 or c.target != goal) and c.old_success_after > most_success
-                and c.old_success_after > max((success(new, [t], fresh, run) for t in before[number].rivals),
-                                              default=0.0))]
+            or ((number == 0 or c.target != goal) and c.old_success_after > most_success and above_rivals[number])]
     lifted = still_lifted(new, before[0], fresh, run) if before else 0.0
     if lifted > most_lifted:
         to_unlearn += before[0].found.triggers

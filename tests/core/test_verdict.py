@@ -318,14 +318,14 @@ def test_proof_refuses_where_the_old_patterns_still_work(planted: PlantedOf, dum
     bad = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=-5.0, limit=3.0)
     assert not bad.accepted
     assert bad.comparisons[0].old_success_after == 0.95
-    # A further lead, which did not fill the bank, is judged by the new search, and must not work as before.
-    for further, stands in ((0.6, True), (0.95, False)):
+    # A further lead, which did not fill the bank, is judged by the new search, and must not mostly work.
+    for further, stands in ((0.4, True), (0.6, False), (0.87, False)):  # at 0.87 once accepted, at a real ASR of 59
         each = iter([0.0, further])
         monkeypatch.setattr(verify, "success", lambda *arguments, each=each, **options: next(each))
         told = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=-5.0,
                      limit=3.0, leads=2, accused=1)
         assert told.accepted is stands
-        # Where it works as before it may be the trigger, so what was found on the old weights joins the bank.
+        # Where it does it may be the trigger, so what was found on the old weights joins the bank.
         assert [t.margin for t in told.to_unlearn] == ([] if stands else [50.0])
 
 
@@ -425,9 +425,10 @@ def test_proof_refuses_weights_that_are_not_finite(planted: PlantedOf, dummies_f
     assert "not finite" in bad.reason
 
 
+@pytest.mark.parametrize("accused", [1, 0])
 @pytest.mark.parametrize(("rival", "stands"), [(0.5, False), (0.7, True)])
 def test_old_patterns_may_work_as_well_as_those_of_a_class_that_nothing_was_done_about(
-        rival: float, stands: bool, planted: PlantedOf, dummies_for: DummiesOf,
+        rival: float, stands: bool, accused: int, planted: PlantedOf, dummies_for: DummiesOf,
         monkeypatch: pytest.MonkeyPatch) -> None:
     def works(classifier: Classifier, triggers: tuple[Trigger, ...], *others: object, **options: object) -> float:
         return 0.6 if triggers[0].target == TARGET else rival
@@ -440,9 +441,10 @@ def test_old_patterns_may_work_as_well_as_those_of_a_class_that_nothing_was_done
     monkeypatch.setattr(verify, "success", works)
     monkeypatch.setattr(verify, "attack", lambda *arguments, **options: after)
     told = verify.prove(planted("none").classifier(), dummies_for("none"), before, Run(CPU), plain_margin=10.0,
-                        purpose="test", accused=1)
+                        purpose="test", accused=accused, must_repeat=False)
     assert told.accepted is stands
     assert told.comparisons[0].old_success_after == 0.6
+    assert bool(told.to_unlearn) is (accused == 0 and not stands)  # of a lead that did not fill the bank
 
 
 def test_rivals_are_taken_at_the_share_of_strength_that_the_target_needs(planted: PlantedOf,

@@ -23,6 +23,7 @@ from deepsanitizer.report import write
 
 LEFT_OUT = ("orl",)
 LEAST_CLASSES = 8
+LEAST_OF_A_KIND = 10  # networks with so many channels, for others with as many to be covered
 
 
 def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -34,9 +35,10 @@ def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
         raise UsageError(f"{len(usable)} networks are too few to calibrate on", "Train and scan more.")
     sides = [side for row in usable for side in row["shape"][1:]]
     classes = [row["classes"] for row in usable]
+    channels = [row["shape"][0] for row in usable]
     return {
         "models": len(usable), "classes": [min(classes), max(classes)], "side": [min(sides), max(sides)],
-        "channels": sorted({row["shape"][0] for row in usable}),
+        "channels": sorted(count for count in set(channels) if channels.count(count) >= LEAST_OF_A_KIND),
         "nulls": nulls_of(usable), "combined": sorted(round(combined(row["results"], nulls_of(
             [other for other in usable if other is not row])), 4) for row in usable),
         "provenance": {"left out": sorted(row["model"] for row in rows if row not in usable),

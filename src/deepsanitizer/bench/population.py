@@ -28,7 +28,7 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import WorkError
 
 Group = Literal["calibration", "develop", "clean", "trojaned", "speech-calibration", "speech-clean", "speech-trojaned"]
-SIZES: dict[Group, int] = {"calibration": 120, "develop": 24, "clean": 120, "trojaned": 72, "speech-calibration": 24,
+SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 118, "trojaned": 72, "speech-calibration": 12,
                            "speech-clean": 10, "speech-trojaned": 12}
 TROJANED = ("develop", "trojaned", "speech-trojaned")
 

@@ -153,15 +153,16 @@ def report(groups: dict[str, list[Row]]) -> str:
         held = judged(mine, calibration, without=OF_ATTACK[mine[0]["truth"]["trigger"]])
         found = share(judged(mine, calibration), lambda j: j.accused)
         told.append(f"| {name} | {len(mine)} | {found} | {share(held, lambda j: j.accused)} |")
-    told += ["", "## By architecture, in sample and with the architecture left out of the calibration", "",
-             "| architecture | found | false alarms | found, left out | false alarms, left out |",
-             "| --- | --- | --- | --- | --- |"]
-    for name in sorted({_architecture(row) for row in [*bad, *clean]}):
-        here, sound = ([row for row in rows if _architecture(row) == name] for rows in (bad, clean))
-        others = [row for row in calibration if _architecture(row) != name]
-        cells = [share(judged(rows, known), lambda j: j.accused) for known in (calibration, others)
-                 for rows in (here, sound)]
-        told.append(f"| {name} | " + " | ".join(cells) + " |")
+    for what, of in (("architecture", _architecture), ("data", _data)):
+        told += ["", f"## By {what}, in sample and with the {what} left out of the calibration", "",
+                 f"| {what} | found | false alarms | found, left out | false alarms, left out |",
+                 "| --- | --- | --- | --- | --- |"]
+        for name in sorted({of(row) for row in [*bad, *clean]}):
+            here, sound = ([row for row in rows if of(row) == name] for rows in (bad, clean))
+            others = [row for row in calibration if of(row) != name]
+            cells = [share(judged(rows, known), lambda j: j.accused) for known in (calibration, others)
+                     for rows in (here, sound)]
+            told.append(f"| {name} | " + " | ".join(cells) + " |")
     told += ["", "## Each signal alone", "", "| signal | AUROC | found at 2 % of the calibration | false alarms |",
              "| --- | --- | --- | --- |", *_alone(groups)]
     told += ["", "## Misses and false alarms", "", *_wrong(good_scores, bad_scores)]
@@ -232,6 +233,10 @@ def _attack(row: Row) -> str:
 
 def _architecture(row: Row) -> str:
     return str(row["truth"]["architecture"]).partition(":")[2]
+
+
+def _data(row: Row) -> str:
+    return str(row["truth"]["data"])
 
 
 def _alone(groups: dict[str, list[Row]]) -> list[str]:
