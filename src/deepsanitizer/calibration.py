@@ -1,7 +1,8 @@
 """Where a statistic stands among clean networks: null distributions, p-values, and what they cover.
 
 `calibration.json` holds, for each signal of the screen, its statistic on every clean calibration network, sorted, and
-the combined statistic of each network against the others. It is written by `deepsanitizer.bench.calibrate`; no trojaned
+the combined statistic of each network against the others: once for networks of colour images, once for all. It is
+written by `deepsanitizer.bench.calibrate`; no trojaned
 network went into it, so that the threshold keeps its rate on clean networks. Which signals vote, and `FREE`, `MOST` and
 `ALONE`, were chosen with trojaned networks of our own as well (the group `develop`; docs/research/log.md, 36).
 """
@@ -24,6 +25,7 @@ ALONE = 2.5  # weight of own goals: no other signal can speak of a permutation, 
 ROUTES, PERMUTATION = "screen routes", "screen permutation"
 FOLLOWING = (ROUTES, PERMUTATION)  # they follow a screen and accuse alone
 FOLLOWING_LEVEL = 0.005  # the rate at which each of them does: the rates of all add up
+COLOUR = 3  # channels
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",
           "screen grating", "screen place", "screen own goals", "screen maximum margin", "screen head weights")
@@ -122,9 +124,14 @@ def combined(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float
 
 
 @functools.cache
-def shipped() -> Calibration:
-    """The calibration that comes with the package."""
-    return read(json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text()))
+def shipped(channels: int) -> Calibration:
+    """The calibration that comes with the package, for networks whose inputs have so many channels.
+
+    Those of colour images are compared with their like; of others too few were trained to have a threshold of their
+    own, and they are compared with all.
+    """
+    table = json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text())
+    return read(table["colour" if channels == COLOUR else "all"])
 
 
 def read(table: Mapping[str, Any]) -> Calibration:

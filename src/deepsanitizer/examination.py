@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from deepsanitizer import facts, loading
-from deepsanitizer.calibration import shipped
+from deepsanitizer.calibration import Calibration, shipped
 from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError
@@ -144,7 +144,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
 def examine_shortly(case: Case) -> Examined:
     """The screen and its calibrated verdict. CannotJudgeError where the calibration does not cover the network."""
     if not _covered(case):
-        calibration = shipped()
+        calibration = _calibration(case)
         raise CannotJudgeError(
             f"the screen is calibrated on {calibration.classes[0]} to {calibration.classes[1]} classes and images of "
             f"{calibration.side[0]} to {calibration.side[1]} pixels and {' or '.join(map(str, calibration.channels))} "
@@ -160,7 +160,7 @@ def conclude(evidence: Sequence[Evidence], dummies: Dummies) -> Verdict:
     searched = [item for item in evidence if item.result.stage == "full"]
     if not screens:
         return judge(searched, dummies)
-    first = judge_screen(screens, dummies, shipped())
+    first = judge_screen(screens, dummies, shipped(dummies.images.shape[1]))
     return confirmed(first, leading_goal([item.result for item in screens]), searched) if searched else first
 
 
@@ -173,7 +173,7 @@ def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
 
 def _screened_and_placed(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
     dummies, evidence = screened(case)
-    placed = shipped().placed([item.result for item in evidence])
+    placed = _calibration(case).placed([item.result for item in evidence])
     return dummies, tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
 
 
@@ -185,12 +185,16 @@ def followed(case: Case, dummies: Dummies, *, by_route: bool = True) -> tuple[Ev
 
 def _followed_and_placed(case: Case, dummies: Dummies, *, by_route: bool) -> tuple[Evidence, ...]:
     found = followed(case, dummies, by_route=by_route)
-    placed = shipped().placed([item.result for item in found])
+    placed = _calibration(case).placed([item.result for item in found])
     return tuple(replace(item, result=result) for item, result in zip(found, placed, strict=True))
 
 
 def _covered(case: Case) -> bool:
-    return shipped().covers(case.loaded.spec.num_classes, case.loaded.spec.shape)
+    return _calibration(case).covers(case.loaded.spec.num_classes, case.loaded.spec.shape)
+
+
+def _calibration(case: Case) -> Calibration:
+    return shipped(case.loaded.spec.shape[0])
 
 
 def screen_dummies(case: Case) -> Dummies:

@@ -69,7 +69,8 @@ class Ground:
                           purpose=f"verify {number}", accused=len(self.leads), must_repeat=self.suspected,
                           quick=self.quick)
         goal, spec = self.leads[0].target, candidate.spec
-        if proof.accepted and goal is not None and shipped().covers(spec.num_classes, spec.shape):
+        covered = shipped(spec.shape[0]).covers(spec.num_classes, spec.shape)
+        if proof.accepted and goal is not None and covered:
             with self.stage("second look"):
                 proof = self._looked_at_again(candidate, proof, goal, f"second look {number}")
         return Repaired(candidate, proof, tuple(steps))

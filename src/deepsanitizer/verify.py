@@ -183,8 +183,7 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     easier = [c.margin_after > c.others_after + c.tolerated for c in comparisons]
     above_rivals = [c.old_success_after > max((success(new, [t], fresh, run) for t in old.rivals), default=0.0)
                     for c, old in zip(comparisons, before, strict=True)]
-    untouched = [number >= accused and c.old_success_after >= mostly and above_rivals[number]
-                 for number, c in enumerate(comparisons)]
+    untouched = [number >= accused and c.old_success_after >= mostly for number, c in enumerate(comparisons)]
     to_unlearn = tuple(t for attacks, apply in ((after, easier), (before, untouched))
                        for item, applies in zip(attacks, apply, strict=True) if applies for t in item.found.triggers)
     left = [c for number, c in enumerate(comparisons) if easier[number] or untouched[number]
@@ -224,7 +223,7 @@ def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[
     classes than on the calibration networks it says nothing, and the share is None. The goal is known beforehand, while
     the null holds each clean network's leading one: the share errs on the side of accepting.
     """
-    calibration = shipped()
+    calibration = shipped(new.spec.shape[0])
     dummies = invert(new, SCREEN_DUMMIES, run, purpose=purpose)
     if len(dummies.labels.unique()) < REACHED * dummies.logits.shape[1]:
         return None, []

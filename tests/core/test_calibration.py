@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from deepsanitizer import examination
-from deepsanitizer.bench.calibrate import calibrated
+from deepsanitizer.bench.calibrate import LEAST_OF_A_KIND, calibrated, tables
 from deepsanitizer.bench.verdicts import auroc, interval, judged, planted
 from deepsanitizer.calibration import (
     LEVEL,
@@ -158,15 +158,18 @@ def test_a_pair_says_the_source_only_where_other_sources_stay_behind() -> None:
     assert judge_screen([alone], dummies(), TABLE).suspects == ()  # a pair has no vote
 
 
-def test_the_shipped_calibration_covers_what_it_says() -> None:
-    table = shipped()
-    assert table.models >= 80
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_shipped_calibration_covers_what_it_says(channels: int) -> None:
+    table = shipped(channels)
+    assert table.models >= (80 if channels == 3 else 100)
     assert set(VOTING) <= set(table.nulls)
     assert all(list(null) == sorted(null) for null in table.nulls.values())
     assert table.covers(10, (3, 32, 32))
     assert not table.covers(2, (3, 32, 32))
     assert not table.covers(10, (3, 224, 224))
-    assert not table.covers(40, (1, 32, 32))
+    assert not table.covers(40, (1, 56, 46))
+    assert table.covers(10, (1, 32, 32)) == (channels == 1)
+    assert not table.covers(10, (4, 32, 32))
     assert p_value(table.threshold(), table.combined) == pytest.approx(LEVEL)
 
 
@@ -186,6 +189,11 @@ def test_calibration_takes_clean_networks_that_the_dummies_represent() -> None:
         calibrated([*rows, row(3.0, trigger="patch")])
     with pytest.raises(UsageError, match="too few"):
         calibrated(rows[:9])
+    grey = [row(100.0 + k) | {"shape": [1, 32, 32]} for k in range(LEAST_OF_A_KIND - 1)]
+    both = tables([*rows, *grey])
+    assert (both["colour"]["models"], both["colour"]["channels"]) == (38, [3])
+    assert (both["all"]["models"], both["all"]["channels"]) == (38 + len(grey), [3])  # too few of a kind
+    assert tables([*rows, *grey, row(99.0) | {"shape": [1, 32, 32]}])["all"]["channels"] == [1, 3]
     (bad,) = judged([row(50.0, trigger="patch", asr=99.0)], rows)
     assert bad.accused
     assert bad.target == 3
@@ -209,7 +217,7 @@ def test_a_short_scan_judges_against_clean_networks_only_where_they_are_alike(
         scan(model, spec=SPEC, screen=True, effort="fast", device="cpu")
     low = tuple(k / 1000 for k in range(100))
     alike = Calibration(100, dict.fromkeys(VOTING, low), NULL, (2, 43), (8, 32), (3,), {})
-    monkeypatch.setattr(examination, "shipped", lambda: alike)
+    monkeypatch.setattr(examination, "shipped", lambda channels: alike)
     told = scan(model, spec=SPEC, screen=True, device="cpu")
     assert (told.verdict, told.calibrated, told.suspects[0].target) == ("backdoored", True, TARGET)
     assert told.config["screen"] is True
@@ -262,13 +270,13 @@ def test_a_scan_goes_on_where_the_first_look_finds_something(planted: PlantedOf,
     model = planted("blend").network
     strict, lax = (Calibration(100, dict.fromkeys(VOTING, tuple(step * k for k in range(100))), NULL, (2, 43), (8, 32),
                                (3,), {}) for step in (1.0, 1e-3))
-    monkeypatch.setattr(examination, "shipped", lambda: strict)
+    monkeypatch.setattr(examination, "shipped", lambda channels: strict)
     ordinary = scan(model, spec=SPEC, effort="fast", device="cpu")
     assert (ordinary.verdict, ordinary.calibrated) == ("clean", True)
     assert {signal.stage for signal in ordinary.signals} == {"screen"}
     with pytest.raises(UsageError, match="short searches"):
         sanitize(model, spec=SPEC, from_report=ordinary, force=True, device="cpu")
-    monkeypatch.setattr(examination, "shipped", lambda: lax)
+    monkeypatch.setattr(examination, "shipped", lambda channels: lax)
     found = scan(model, spec=SPEC, effort="fast", device="cpu")
     assert (found.verdict, found.calibrated, found.suspects[0].target) == ("backdoored", True, TARGET)
     assert {signal.stage for signal in found.signals} == {"screen", "full"}

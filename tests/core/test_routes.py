@@ -163,14 +163,14 @@ def test_a_trigger_of_one_source_is_accused_by_its_route_and_removed(planted: Pl
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     model = planted("source")
     assert model.asr > 95
-    monkeypatch.setattr(examination, "shipped", lambda: calibration(screen=1e3, following=1e3))
+    monkeypatch.setattr(examination, "shipped", lambda channels: calibration(screen=1e3, following=1e3))
     quiet = scan(model.network, spec=SPEC, effort="fast", device="cpu")
     assert quiet.verdict == "clean"
     assert {"screen routes", "screen permutation"} <= {signal.name for signal in quiet.signals}
     nulls = calibration(screen=1e3)
     lax = Calibration(100, {**nulls.nulls, ROUTES: tuple(1e-4 * v for v in NULL), PERMUTATION: tuple(
         1e3 * v for v in NULL)}, nulls.combined, (2, 43), (8, 32), (3,), {})
-    monkeypatch.setattr(examination, "shipped", lambda: lax)
+    monkeypatch.setattr(examination, "shipped", lambda channels: lax)
     repaired, report = sanitize(model.network, spec=SPEC, effort="fast", device="cpu")
     assert (report.suspects[0].kind, report.suspects[0].source, report.suspects[0].target) == (
         "specific", SOURCE, TARGET)

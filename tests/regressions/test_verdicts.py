@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deepsanitizer.bench.calibrate import calibrated
+from deepsanitizer.bench.calibrate import tables
 from deepsanitizer.bench.detection import load_rows
 from deepsanitizer.bench.verdicts import judged, report
 
@@ -33,7 +33,7 @@ def test_the_table_in_the_docs_is_what_the_stored_screens_say(groups: dict[str, 
 
 def test_the_shipped_calibration_is_what_the_stored_screens_give(groups: dict[str, list[dict[str, Any]]]) -> None:
     stored = json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text())
-    assert json.loads(json.dumps(calibrated(groups["calibration"]))) == stored
+    assert json.loads(json.dumps(tables(groups["calibration"]))) == stored
 
 
 def test_no_clean_network_of_ordinary_size_is_accused(groups: dict[str, list[dict[str, Any]]]) -> None:

@@ -6,7 +6,8 @@
 Clean networks only. Left out are those that the dummies do not represent (they reach fewer than `calibration.REACHED`
 of the classes), the faces (eight photos of a person train networks whose natural outliers would drown every trigger
 elsewhere), and networks of fewer than `LEAST_CLASSES`, which have too few rivals to tell a favourite from a target.
-The combined statistic of each network is taken against the others, as a network from outside meets them.
+The combined statistic of each network is taken against the others, as a network from outside meets them. There are two
+tables: of the networks of colour images, and of all, for networks with other inputs (spectrograms).
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any
 import click
 
 from deepsanitizer.bench.detection import load_rows
-from deepsanitizer.calibration import REACHED, combined
+from deepsanitizer.calibration import COLOUR, REACHED, combined
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
@@ -26,7 +27,17 @@ LEAST_CLASSES = 8
 LEAST_OF_A_KIND = 10  # networks with so many channels, for others with as many to be covered
 
 
-def calibrated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def tables(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Both tables, as they are stored. UsageError as `calibrated`."""
+    return {"colour": calibrated(alike(rows, COLOUR)), "all": calibrated(rows)}
+
+
+def alike(rows: Sequence[dict[str, Any]], channels: int) -> list[dict[str, Any]]:
+    """The rows with which a network with so many channels is compared."""
+    return [row for row in rows if channels != COLOUR or row["shape"][0] == COLOUR]
+
+
+def calibrated(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The table that `calibration.read` takes. UsageError where a row is of a trojaned network or too few are left."""
     if any(row["truth"]["trigger"] for row in rows):
         raise UsageError("a trojaned network is among the rows", "Calibrate on clean networks only.")
@@ -72,9 +83,10 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(results: Path, output: Path) -> None:
     """See the module."""
-    table = calibrated(load_rows(results))
-    write(json.dumps(table, indent=1) + "\n", output)
-    click.echo(f"{output}: {table['models']} clean networks, {len(table['nulls'])} signals")
+    written = tables(load_rows(results))
+    write(json.dumps(written, indent=1) + "\n", output)
+    for name, table in written.items():
+        click.echo(f"{output}: {name}, {table['models']} clean networks, {len(table['nulls'])} signals")
 
 
 if __name__ == "__main__":

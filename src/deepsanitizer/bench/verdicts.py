@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import click
 
-from deepsanitizer.bench.calibrate import calibrated, nulls_of, taken
+from deepsanitizer.bench.calibrate import alike, calibrated, nulls_of, taken
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import FOLLOWING, LEVEL, REACHED, VOTING, accusations, quantile, read
+from deepsanitizer.calibration import COLOUR, FOLLOWING, LEVEL, REACHED, VOTING, accusations, quantile, read
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 from deepsanitizer.types import Evidence
@@ -61,10 +61,11 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
     the screen does not accuse. Goals are ranked by the screen, as in the tool, unless what follows accuses.
     """
     kept = [_without(row, without) for row in calibration]
-    table = read(calibrated(kept))
-    threshold = table.threshold()
+    known = {channels: read(calibrated(alike(kept, channels))) for channels in {row["shape"][0] for row in rows}}
     out = []
     for row in rows:
+        table = known[row["shape"][0]]
+        threshold = table.threshold()
         results = _without(row, without)["results"]
         told = accusations(results, table.nulls)
         goal = max(told, key=lambda goal: told[goal], default=None)
@@ -142,7 +143,8 @@ def report(groups: dict[str, list[Row]]) -> str:
     told = ["# Detection", "", f"{len(calibration)} clean networks to calibrate on, {len(clean)} clean and {len(bad)} "
             f"trojaned ones to test on; {len(groups['trojaned']) - len(bad)} more in which the backdoor did not take "
             f"(see `PLANTED`) and {len(groups['clean']) - len(clean)} clean ones that the calibration does not cover "
-            f"are left out. Threshold: {LEVEL:.0%} of the calibration.", "",
+            f"are left out. Threshold: {LEVEL:.0%} of the calibration; networks of colour images are compared with "
+            f"the {len(alike(calibration, COLOUR))} of their like, others (spectrograms of speech) with all.", "",
             "| | all |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in _main(good_scores, bad_scores)),
             "", "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
             f"found {_thumb(bad)} trojaned, accused {_thumb(clean)} clean and {_thumb(calibration)} calibration "
