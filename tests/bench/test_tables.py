@@ -95,6 +95,6 @@ def test_further_seeds_stand_apart_over_the_models_read_with_each() -> None:
     told = table([*ROWS, row("a", acc=78.0, asr=3.0, seed=1), row("c", acc=78.0, asr=30.0, seed=1)], REFERENCE)
     assert "`auto`, candidate, 4 trojaned models: success (ASR < 10, < 3 points lost) 1; mean ASR 12.8" in told
     assert "| a | blend, all2one, → 3 | auto, seed 1 |" in told
-    assert "delivered, seed 0, 2 models read with 2 seeds: success (ASR < 10, < 3 points lost) 1; mean ASR 22.5" in told
-    assert "delivered, seed 1, 2 models read with 2 seeds: success (ASR < 10, < 3 points lost) 1; mean ASR 16.5" in told
+    assert "delivered, seed 0, 2 models read with seed 1: success (ASR < 10, < 3 points lost) 1; mean ASR 22.5" in told
+    assert "delivered, seed 1, 2 models read with seed 1: success (ASR < 10, < 3 points lost) 1; mean ASR 16.5" in told
     assert "models read with" not in table(ROWS, REFERENCE)

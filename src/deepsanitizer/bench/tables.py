@@ -93,8 +93,7 @@ def _means(rows: Sequence[Row], reference: Reference) -> Iterator[str]:
             if trojaned:
                 yield f"- {name}, {key}, {len(trojaned)} trojaned models: {_over_trojaned(trojaned, key, reference)}"
         if trojaned:
-            wrong = [row["model"] for row in trojaned
-                     if row["outcome"] in ("accepted", "unchanged") and row["delivered"]["asr"] >= 10]
+            wrong = _wrong(trojaned)
             yield (f"- {name}, exit code 0 while the ASR is 10 or more: {len(wrong)} of {len(trojaned)}"
                    + (f" ({', '.join(wrong)})" if wrong else ""))
         if clean:
@@ -106,16 +105,21 @@ def _means(rows: Sequence[Row], reference: Reference) -> Iterator[str]:
 
 
 def _over_seeds(name: str, rows: Sequence[Row], reference: Reference) -> Iterator[str]:
-    """One line a seed, over the trojaned models that were read with every seed."""
-    seeds = sorted({row["seed"] for row in rows})
-    if len(seeds) < 2:
-        return
-    by_seed = [{row["model"]: row for row in rows if row["seed"] == seed and row["truth"]["trigger"]} for seed in seeds]
-    panel = sorted(set.intersection(*(set(found) for found in by_seed)))
-    for seed, found in zip(seeds, by_seed, strict=True):
-        if panel:
-            yield (f"- {name}, delivered, seed {seed}, {len(panel)} models read with {len(seeds)} seeds: "
-                   f"{_over_trojaned([found[model] for model in panel], 'delivered', reference)}")
+    """Two lines for each further seed, over the trojaned models that were read with it: that seed and the first."""
+    by_seed = {seed: {row["model"]: row for row in rows if row["seed"] == seed and row["truth"]["trigger"]}
+               for seed in sorted({row["seed"] for row in rows})}
+    for seed in by_seed:
+        panel = sorted(set(by_seed[seed]) & set(by_seed.get(0, {}))) if seed else []
+        for shown in (seed, 0) if panel else ():
+            found = [by_seed[shown][model] for model in panel]
+            yield (f"- {name}, delivered, seed {shown}, {len(panel)} models read with seed {seed}: "
+                   f"{_over_trojaned(found, 'delivered', reference)}; exit code 0 wrong for {len(_wrong(found))}")
+
+
+def _wrong(rows: Sequence[Row]) -> list[str]:
+    """Models with exit code 0 whose ASR is 10 or more."""
+    return [row["model"] for row in rows
+            if row["outcome"] in ("accepted", "unchanged") and row["delivered"]["asr"] >= 10]
 
 
 def _over_trojaned(rows: Sequence[Row], key: str, reference: Reference) -> str:
