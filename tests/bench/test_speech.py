@@ -1,14 +1,17 @@
 """Recordings become pictures: where a tone lies, how loud it is, and how long recordings are cut or padded."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deepsanitizer.bench.datasets import load_pack
+from deepsanitizer.bench.population import TROJANED, Group, name_of, recipe_of
 from deepsanitizer.bench.speech import SAMPLES, SIDE, spectrograms, waves
 
 
@@ -59,3 +62,23 @@ def test_a_pack_of_recordings_is_read_as_pictures(tmp_path: Path, monkeypatch: p
     assert images.shape == (2, 1, SIDE, SIDE)
     assert labels.tolist() == [4, 9]
     assert images[0, 0].max(1).argmax() > images[1, 0].max(1).argmax()  # low sounds are at the bottom
+
+
+def test_the_population_of_speech_has_one_channel_and_no_tints() -> None:
+    groups: tuple[Group, ...] = ("speech-calibration", "speech-clean", "speech-trojaned")
+    for group in groups:
+        recipes = [recipe_of(group, number) for number in range(40)]
+        assert {(r.data, r.kwargs["channels"], r.kwargs["num_classes"]) for r in recipes} == {("fsdd", 1, 10)}
+        attacks = {r.attack for r in recipes}
+        assert attacks == ({"patch", "blend", "grating", "warp"} if group in TROJANED else {None})
+        for recipe in recipes[:12]:
+            module, _, name = recipe.architecture.partition(":")
+            network = getattr(importlib.import_module(module), name)(**recipe.kwargs).eval()
+            assert network(torch.zeros(2, 1, SIDE, SIDE)).shape == (2, 10)
+
+
+def test_speech_did_not_change_what_other_numbers_mean() -> None:
+    """A model follows from its group and number alone: stored rows name models of before."""
+    assert [name_of("clean", n) for n in (0, 101)] == ["clean-000-plain-gtsrb", "clean-101-plain-cifar10"]
+    assert name_of("trojaned", 0) == "trojaned-000-vggelu-cifar10-patch-specific"
+    assert name_of("calibration", 3) == "calibration-003-mobile-orl"
