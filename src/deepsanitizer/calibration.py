@@ -42,6 +42,7 @@ class Calibration:
     side: tuple[int, int]  # of an image, in pixels
     channels: tuple[int, ...]
     provenance: Mapping[str, Any]
+    rated: bool = True  # whether a false-alarm rate may be stated: not where few of the networks have such inputs
 
     def covers(self, classes: int, shape: Sequence[int]) -> bool:
         """Whether networks with such an input, (C, H, W), were among the calibration networks."""
@@ -128,10 +129,11 @@ def shipped(channels: int) -> Calibration:
     """The calibration that comes with the package, for networks whose inputs have so many channels.
 
     Those of colour images are compared with their like; of others too few were trained to have a threshold of their
-    own, and they are compared with all.
+    own: they are compared with all, and no rate is stated.
     """
     table = json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text())
-    return read(table["colour" if channels == COLOUR else "all"])
+    rated = channels == COLOUR
+    return replace(read(table["colour" if rated else "all"]), rated=rated)
 
 
 def read(table: Mapping[str, Any]) -> Calibration:

@@ -104,10 +104,11 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
 def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
-    Networks like those of the calibration are screened first and searched for goals of their own and, where the screen
-    does not accuse, for sources of their own. Where at least `ORDINARY` of clean networks show as much in the screen,
-    or where one of these searches accuses, that is the verdict, unless full evidence is wanted in any case: `full`, or
-    by the effort. Others are searched in full at once and judged by a rule of thumb.
+    Networks like those of the calibration are screened first and, where a rate may be stated, searched for goals of
+    their own and, where the screen does not accuse, for sources of their own. Where at least `ORDINARY` of clean
+    networks show as much in the screen, or where one of these searches accuses, that is the verdict, unless full
+    evidence is wanted in any case: `full`, or by the effort. Others are searched in full at once and judged by a rule
+    of thumb.
     Raises UsageError where the report is about another file or holds no full evidence.
     """
     known = _covered(case)
@@ -120,8 +121,8 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         first, looked = _screened_and_placed(case)
         verdict = conclude(looked, first)
         ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
-        if verdict.name != "inconclusive":
-            loud = verdict.name == "backdoored"
+        loud = verdict.name == "backdoored"
+        if verdict.name != "inconclusive" and _calibration(case).rated:
             looked += _followed_and_placed(case, first, by_route=not loud)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it.

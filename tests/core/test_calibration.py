@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import pytest
@@ -162,6 +163,7 @@ def test_a_pair_says_the_source_only_where_other_sources_stay_behind() -> None:
 def test_the_shipped_calibration_covers_what_it_says(channels: int) -> None:
     table = shipped(channels)
     assert table.models >= (80 if channels == 3 else 100)
+    assert table.rated == (channels == 3)  # twelve networks of speech are too few to state a rate
     assert set(VOTING) <= set(table.nulls)
     assert all(list(null) == sorted(null) for null in table.nulls.values())
     assert table.covers(10, (3, 32, 32))
@@ -240,6 +242,15 @@ def full(score: float, target: int | None, *, kind: str = "all2one", family: str
     told = SignalResult(name=family, applicable=True, kind=kind, target=target, score=score,  # type: ignore[arg-type]
                         family=family, margin=9.0, runner_up=1.0)
     return Evidence(told, (Trigger(family, {}, 0.1, target, None, 5.0),))
+
+
+def test_where_few_networks_are_alike_no_rate_is_stated() -> None:
+    few = replace(TABLE, rated=False)
+    for told, sure, name in ((9.0, False, "backdoored"), (0.1, False, "clean")):
+        verdict = judge_screen([evidence(result(told))], dummies(), few)
+        assert (verdict.name, verdict.calibrated) == (name, sure)
+        assert "no rate of false alarms is known" in verdict.explanation
+        assert judge_screen([evidence(result(told))], dummies(), TABLE).calibrated
 
 
 def test_full_evidence_after_a_screen_never_accuses_alone() -> None:

@@ -77,7 +77,9 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
             kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
-        asked = FOLLOWING[1:] if by_screen else FOLLOWING  # routes only where the screen does not accuse
+        asked: tuple[str, ...] = FOLLOWING[1:] if by_screen else FOLLOWING  # routes where the screen does not accuse
+        if row["shape"][0] != COLOUR:
+            asked = ()  # no rate is stated there, and nothing may accuse alone
         after = next((r for r in placed if r.name in asked and r.score is not None), None)
         routes = next((r for r in placed if r.name == FOLLOWING[0] and r.source is not None), None)
         if routes is not None and not by_screen:
