@@ -20,7 +20,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     return run(tmp_path_factory.mktemp("demo") / "new" / "report", device="cpu")
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_the_backdoor_is_found_and_removed_and_the_accuracy_kept(result: DemoResult) -> None:
     folder = result.folder
     assert folder is not None
@@ -39,7 +39,7 @@ def test_the_backdoor_is_found_and_removed_and_the_accuracy_kept(result: DemoRes
     assert sorted(file.name for file in folder.iterdir()) == ["evaluation.json", "report.html", "report.json"]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_it_is_shown_with_and_without_colours(result: DemoResult) -> None:
     plain, colours = io.StringIO(), io.StringIO()
     render(result, Console(file=plain, width=100))
@@ -53,7 +53,7 @@ def test_it_is_shown_with_and_without_colours(result: DemoResult) -> None:
     assert "▀" in colours.getvalue()
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_the_recovered_trigger_can_be_drawn(result: DemoResult) -> None:
     pattern = recovered_pattern(result.report)
     assert pattern is not None
