@@ -29,10 +29,10 @@ LEAST_OF_A_KIND = 10  # networks with so many channels, for others with as many 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Both tables, as they are stored. UsageError as `calibrated`."""
-    return {"colour": calibrated(alike(rows, COLOUR)), "all": calibrated(rows)}
+    return {"colour": calibrated(compared_with(rows, COLOUR)), "all": calibrated(rows)}
 
 
-def alike(rows: Sequence[dict[str, Any]], channels: int) -> list[dict[str, Any]]:
+def compared_with(rows: Sequence[dict[str, Any]], channels: int) -> list[dict[str, Any]]:
     """The rows with which a network with so many channels is compared."""
     return [row for row in rows if channels != COLOUR or row["shape"][0] == COLOUR]
 
