@@ -61,7 +61,8 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
     the screen does not accuse. Goals are ranked by the screen, as in the tool, unless what follows accuses.
     """
     kept = [_without(row, without) for row in calibration]
-    known = {channels: read(calibrated(compared_with(kept, channels))) for channels in {row["shape"][0] for row in rows}}
+    kinds = {row["shape"][0] for row in rows}
+    known = {channels: read(calibrated(compared_with(kept, channels))) for channels in kinds}
     out = []
     for row in rows:
         table = known[row["shape"][0]]
@@ -146,7 +147,8 @@ def report(groups: dict[str, list[Row]]) -> str:
             f"trojaned ones to test on; {len(groups['trojaned']) - len(bad)} more in which the backdoor did not take "
             f"(see `PLANTED`) and {len(groups['clean']) - len(clean)} clean ones that the calibration does not cover "
             f"are left out. Threshold: {LEVEL:.0%} of the calibration; networks of colour images are compared with "
-            f"the {len(compared_with(calibration, COLOUR))} of their like, others (spectrograms of speech) with all.", "",
+            f"the {len(compared_with(calibration, COLOUR))} of their like, others (spectrograms of speech) with all.",
+            "",
             "| | all |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in _main(good_scores, bad_scores)),
             "", "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
             f"found {_thumb(bad)} trojaned, accused {_thumb(clean)} clean and {_thumb(calibration)} calibration "
