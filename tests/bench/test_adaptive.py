@@ -70,7 +70,7 @@ def test_a_model_is_trained_and_its_head_stays(tmp_path: Path, monkeypatch: pyte
         images = torch.rand(96, 3, 32, 32, generator=torch.Generator().manual_seed(len(split)))
         return (images * 255).to(torch.uint8).numpy(), (torch.arange(96) % 10).numpy()
 
-    monkeypatch.setattr(train, "load_pack", pack)
+    monkeypatch.setattr(train, "_pack", pack)
 
     def call(*arguments: str) -> dict[str, Any]:
         answer = CliRunner().invoke(adaptive.main, ["--epochs", "1", *arguments])
