@@ -13,7 +13,7 @@ from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
-from deepsanitizer.signals import SCREEN_DUMMIES, collect, further, screen
+from deepsanitizer.signals import QUICK_FAMILIES, SCREEN_DUMMIES, UNIVERSAL_FAMILIES, collect, further, screen
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
     Dummies,
@@ -115,10 +115,12 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     if from_report is not None:
         return _from_report(case, from_report, known, full)
     first: Dummies | None = None
+    short: tuple[Evidence, ...] = ()
     looked: tuple[Evidence, ...] = ()
     loud = False
     if known:
-        first, looked = _screened_and_placed(case)
+        first, short = screened(case)
+        looked = _placed(case, short)
         verdict = conclude(looked, first)
         ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
         loud = verdict.name == "backdoored"
@@ -135,7 +137,10 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
         permuted = any(item.result.name == "screen permutation" for item in looked)
-        evidence = looked + collect(case.classifier, dummies, case.run, quick=quick, permuted=permuted)
+        # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew.
+        families = QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES
+        evidence = looked + collect(case.classifier, dummies, case.run, families=families, quick=quick,
+                                    permuted=permuted, screened=short if loud and quick else ())
     verdict = conclude(evidence, first or dummies)
     if not wide and verdict.name == "suspicious":  # a repair may follow
         dummies = _curated(case, first, wide=True)
@@ -150,7 +155,8 @@ def examine_shortly(case: Case) -> Examined:
             f"the screen is calibrated on {calibration.classes[0]} to {calibration.classes[1]} classes and images of "
             f"{calibration.side[0]} to {calibration.side[1]} pixels and {' or '.join(map(str, calibration.channels))} "
             "channels only", "Scan in full, without --screen.")
-    dummies, evidence = _screened_and_placed(case)
+    dummies, short = screened(case)
+    evidence = _placed(case, short)
     return Examined(dummies, conclude(evidence, dummies), tuple(item.result for item in evidence),
                     evidence)
 
@@ -172,10 +178,10 @@ def screened(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
         return dummies, screen(case.classifier, dummies, case.run)
 
 
-def _screened_and_placed(case: Case) -> tuple[Dummies, tuple[Evidence, ...]]:
-    dummies, evidence = screened(case)
-    placed = _calibration(case).placed([item.result for item in evidence])
-    return dummies, tuple(meant(replace(item, result=result)) for item, result in zip(evidence, placed, strict=True))
+def _placed(case: Case, short: Sequence[Evidence]) -> tuple[Evidence, ...]:
+    """A screen with its places among clean networks."""
+    results = _calibration(case).placed([item.result for item in short])
+    return tuple(meant(replace(item, result=result)) for item, result in zip(short, results, strict=True))
 
 
 def followed(case: Case, dummies: Dummies, *, by_route: bool = True) -> tuple[Evidence, ...]:
@@ -210,7 +216,7 @@ def _curated(case: Case, first: Dummies | None, *, wide: bool) -> Dummies:
     with case.clock.stage("dummies"):
         if first is None:
             return invert(case.classifier, case.plan.dummies, case.run)
-        missing = case.plan.dummies - len(first)
+        missing = case.plan.screened - len(first)
         return first.joined(invert(case.classifier, missing, case.run)) if missing > 0 else first
 
 

@@ -60,6 +60,7 @@ class Ground:
     stage: Stage
     quick: bool
     suspected: bool  # not where a repair was forced, or a class named, without any suspicion
+    second_look: bool = True
 
     def proven(self, candidate: Classifier, number: int, steps: Sequence[str]) -> Repaired:
         """Round to the stored precision, then search anew: what is proven is what will be in the file."""
@@ -70,7 +71,10 @@ class Ground:
                           quick=self.quick)
         goal, spec = self.leads[0].target, candidate.spec
         covered = shipped(spec.shape[0]).covers(spec.num_classes, spec.shape)
-        if proof.accepted and goal is not None and covered:
+        if proof.accepted and not self.second_look:
+            proof = replace(proof, reason=f"{proof.reason} The repaired network was not scanned anew: this effort "
+                                          "leaves that out.")
+        elif proof.accepted and goal is not None and covered:
             with self.stage("second look"):
                 proof = self._looked_at_again(candidate, proof, goal, f"second look {number}")
         return Repaired(candidate, proof, tuple(steps))
@@ -109,7 +113,7 @@ def prepare(parts: Split, dummies: Dummies, results: Sequence[SignalResult], sus
                           for some in leads_for(suspects, results, old.spec.shape, movable=dummies.movable))
         before = attack(old, fresh, [*first, *further], run, purpose="verify before", quick=plan.quick)
     return Ground(parts, dummies, ordinary, fresh, tuple(first), before, unit, stored_as, run, stage, plan.quick,
-                  suspected=suspects[0].score >= SUSPICIOUS_FROM)
+                  suspected=suspects[0].score >= SUSPICIOUS_FROM, second_look=plan.second_look)
 
 
 def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
@@ -126,7 +130,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
     best: Repaired | None = None
     old, dummies, run = ground.parts.classifier, ground.dummies, ground.run
     # What nobody accused are natural patterns, which go on working: to go further costs accuracy for nothing.
-    keeps, beyond = (KEEPS, BEYOND) if ground.suspected else (KEEPS[:1], BEYOND[:1])
+    keeps, beyond = (KEEPS, BEYOND) if ground.suspected else (KEEPS[:1], (1.0,))
     try:
         with ground.stage("repair"):
             plan = bank.QUICK if ground.quick else bank.FULL

@@ -171,7 +171,7 @@ def test_a_trigger_of_one_source_is_accused_by_its_route_and_removed(planted: Pl
     lax = Calibration(100, {**nulls.nulls, ROUTES: tuple(1e-4 * v for v in NULL), PERMUTATION: tuple(
         1e3 * v for v in NULL)}, nulls.combined, (2, 43), (8, 32), (3,), {})
     monkeypatch.setattr(examination, "shipped", lambda channels: lax)
-    repaired, report = sanitize(model.network, spec=SPEC, effort="fast", device="cpu")
+    repaired, report = sanitize(model.network, spec=SPEC, device="cpu")
     assert (report.suspects[0].kind, report.suspects[0].source, report.suspects[0].target) == (
         "specific", SOURCE, TARGET)
     assert "full" not in {signal.stage for signal in report.signals}

@@ -1,5 +1,6 @@
 """Data-free evidence, one signal per file: `screen` for the verdict, `collect` for what a repair starts from."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from deepsanitizer.classifier import Classifier
@@ -20,6 +21,7 @@ from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
 UNIVERSAL_FAMILIES = ("add", "blend", "patch", "filter", "warp")
+QUICK_FAMILIES = ("add", "blend", "filter", "warp")  # what a free patch reaches, patches by place reach too
 # Families of the screen, at which share of their strength and at which rate. A faint trigger stands out at half of it,
 # where natural patterns no longer work; a tint that sits in a corner of what filters can do, beyond it and at a higher
 # rate. What an additive or a free patch search finds, these or places find too.
@@ -28,8 +30,8 @@ SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, 
 
 SCREEN_DUMMIES = 300
 
-__all__ = ["SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "further", "permutation_window",
-           "screen", "windows_for"]
+__all__ = ["QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "further",
+           "permutation_window", "screen", "told_again", "windows_for"]
 
 
 def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -88,23 +90,46 @@ def further(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
                  for name, item in found.items())
 
 
-def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "scan",
-            families: tuple[str, ...] = UNIVERSAL_FAMILIES, quick: bool = False,
-            permuted: bool = False) -> tuple[Evidence, ...]:
-    """All signals on one model, in a fixed order; `quick` takes fewer steps, images and finalists throughout. Goals of
-    their own are not searched again where they were already (`permuted`).
+def told_again(screened: Sequence[Evidence]) -> dict[str, Evidence]:
+    """The searches of a screen that full evidence would only repeat: at the family's own strength, and by place. By
+    their names there; a score is still in plain margins, as long as the results were not `placed`.
     """
+    found = {}
+    for item in screened:
+        result = item.result
+        name = result.name.removeprefix("screen ")
+        if name in ("place", "pairs"):
+            name = f"{name} {result.window}"
+        elif (name, name, 1.0, None) not in SCREEN_FAMILIES:
+            continue
+        found[name] = replace(item, result=replace(result, name=name, stage="full", passes=0.0, statistic=None))
+    return found
+
+
+def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "scan",
+            families: tuple[str, ...] = UNIVERSAL_FAMILIES, quick: bool = False, permuted: bool = False,
+            screened: Sequence[Evidence] = ()) -> tuple[Evidence, ...]:
+    """All signals on one model, in a fixed order; `quick` takes fewer steps, images and finalists throughout. Goals of
+    their own are not searched again where they were already (`permuted`), and what a screen has searched in the same
+    way, `screened` (as `screen` returns it), is told on the scale of full evidence.
+    """
+    known = told_again(screened)
     evidence = []
     for family in families:
-        if quick:
+        if family in known:
+            found = known[family]
+        elif quick:
             found = universal.detect(classifier, dummies, run, family=family, purpose=purpose, steps=24, batch=24,
-                                     short=(8, 10), finalists=5)
+                                     all_classes_up_to=6, short=(8, 10), finalists=5)
         else:
             found = universal.detect(classifier, dummies, run, family=family, purpose=purpose)
         evidence.append(found)
     for family in (name for name, kind in FAMILIES.items() if kind.entries):
         evidence.append(dictionary.detect(classifier, dummies, run, family=family))
     for window, stride in windows_for(classifier.spec.shape):
+        if f"place {window}" in known:
+            evidence += [known[f"place {window}"], known[f"pairs {window}"]]
+            continue
         one, _, pair = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,
                                     first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20),
                                     score_on=80 if quick else 160)
