@@ -86,8 +86,8 @@ class Ground:
             return replace(proof, reason=f"{proof.reason} A new scan of the repaired network says nothing: its "
                                          "dummies reach too few classes.")
         if said > LEVEL:
-            return replace(proof, reason=f"{proof.reason} Scanned anew, the repaired network leans to the goal no more "
-                                         f"than {said:.0%} of clean networks lean to one.")
+            return replace(proof, reason=f"{proof.reason} A new scan of the repaired network says no more of the goal "
+                                         f"than {said:.0%} of clean networks show.")
         leads = bank.matched(self.parts.classifier, self.dummies, families, self.run, plain_margin=self.unit)
         found = tuple(trigger for lead in leads for trigger in bank.follow(
             self.parts.classifier, self.dummies, lead, self.run, purpose=purpose,
