@@ -71,10 +71,11 @@ class Ground:
                           quick=self.quick)
         goal, spec = self.leads[0].target, candidate.spec
         covered = shipped(spec.shape[0]).covers(spec.num_classes, spec.shape)
-        if proof.accepted and not self.second_look:
-            proof = replace(proof, reason=f"{proof.reason} The repaired network was not scanned anew: this effort "
-                                          "leaves that out.")
-        elif proof.accepted and goal is not None and covered:
+        if proof.accepted and goal is not None and covered:
+            if not self.second_look:
+                return Repaired(candidate, replace(proof, reason=(
+                    f"{proof.reason} The repaired network was not scanned anew: this effort leaves that out.")),
+                    tuple(steps))
             with self.stage("second look"):
                 proof = self._looked_at_again(candidate, proof, goal, f"second look {number}")
         return Repaired(candidate, proof, tuple(steps))
@@ -86,8 +87,8 @@ class Ground:
             return replace(proof, reason=f"{proof.reason} A new scan of the repaired network says nothing: its "
                                          "dummies reach too few classes.")
         if said > LEVEL:
-            return replace(proof, reason=f"{proof.reason} A new scan of the repaired network says no more of the goal "
-                                         f"than {said:.0%} of clean networks show.")
+            return replace(proof, reason=f"{proof.reason} A new scan of the repaired network does not accuse the goal: "
+                                         f"{said:.0%} of clean networks show as much.")
         leads = bank.matched(self.parts.classifier, self.dummies, families, self.run, plain_margin=self.unit)
         found = tuple(trigger for lead in leads for trigger in bank.follow(
             self.parts.classifier, self.dummies, lead, self.run, purpose=purpose,

@@ -20,7 +20,7 @@ from torch import Tensor
 from deepsanitizer import examination, loading, pipeline, policy, removal, signals, types, verify
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, ExitCode, UsageError
-from deepsanitizer.repair import closed_form, tune
+from deepsanitizer.repair import closed_form, overshoot, tune
 from deepsanitizer.report import from_json, to_json
 from deepsanitizer.types import Loaded, Progress, SanitizeReport, ScanReport, Verdict, silent
 
@@ -297,15 +297,22 @@ def test_a_forced_repair_stops_at_the_heaviest_weight(suspected: bool, weights: 
     failed = verify.Proof(types.Agreement(overall=1.0, per_class=[]), (), False, "not yet", (), (), (), True)
     monkeypatch.setattr(removal, "prove", lambda *arguments, **options: failed)
     made: list[str] = []
-    ladder = closed_form.ladder
+    factors: set[float] = set()
+    ladder, further = closed_form.ladder, overshoot.repair
 
     def watched(*arguments: Any, **options: Any) -> Any:
         made.extend(f"{keep:g}" for keep in options["keeps"])
         return ladder(*arguments, **options)
 
+    def overshot(*arguments: Any, beyond: float) -> Any:
+        factors.add(beyond)
+        return further(*arguments, beyond=beyond)
+
     monkeypatch.setattr(closed_form, "ladder", watched)
+    monkeypatch.setattr(overshoot, "repair", overshot)
     removal.remove(dataclasses.replace(ground, suspected=suspected), "auto", rounds=3)
     assert made == weights
+    assert factors == (set(removal.BEYOND) if suspected else {1.0})
 
 
 @pytest.mark.usefixtures("cheap")

@@ -1,5 +1,6 @@
 """A second look: the screen of a repaired network must no longer accuse the goal."""
 
+import dataclasses
 import functools
 from contextlib import nullcontext
 
@@ -12,6 +13,7 @@ from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.curate import invert
 from deepsanitizer.demo import truth
 from deepsanitizer.demo.run import load_model
+from deepsanitizer.policy import EFFORTS
 from deepsanitizer.repair.bank import Lead
 from deepsanitizer.signals import SCREEN_DUMMIES
 from deepsanitizer.signals import screen as screen_of
@@ -53,6 +55,18 @@ def test_a_network_that_still_carries_its_backdoor_is_told_and_of_another_class_
     assert said is not None
     assert said > LEVEL
     assert all(lead.target == other for lead in leads)
+
+
+def test_an_effort_that_leaves_it_out_says_so(demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12)
+    fine = Proof(Agreement(overall=1.0, per_class=[]), (), True, "fine", (), (), (), True)
+    monkeypatch.setattr(removal, "prove", lambda *args, **kwargs: fine)
+    ground = dataclasses.replace(ground_of(demo, lead), second_look=EFFORTS["fast"].second_look)
+    proof = ground.proven(demo.clone(), 0, ["a step"]).proof
+    assert proof.accepted
+    assert "not scanned anew" in proof.reason
+    assert EFFORTS["standard"].second_look
+    assert EFFORTS["thorough"].second_look
 
 
 @pytest.mark.parametrize(("said", "accepted"), [(0.01, False), (0.4, True), (None, True)])

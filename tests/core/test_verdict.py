@@ -14,7 +14,7 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.policy import EFFORTS, leads_for, suspect_for
 from deepsanitizer.repair.bank import Followed, Lead, follow, lead_of
 from deepsanitizer.report.words import comparison_in_line
-from deepsanitizer.signals import UNIVERSAL_FAMILIES, collect, windows_for
+from deepsanitizer.signals import UNIVERSAL_FAMILIES, collect, screen, told_again, windows_for
 from deepsanitizer.signals.universal import unit_of
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Suspect, Trigger
@@ -238,6 +238,31 @@ def test_signals_on_a_planted_network_agree_with_what_was_planted(planted: Plant
     assert blend.score is not None
     assert blend.score > THRESHOLD
     assert sum(result.passes for result in results) == pytest.approx(run.meter.passes)
+
+
+def test_what_a_screen_has_searched_is_told_again_and_not_searched_twice(planted: PlantedOf,
+                                                                         dummies_for: DummiesOf) -> None:
+    classifier, some, run = planted("blend").classifier(), dummies_for("blend"), Run(CPU)
+    short = screen(classifier, some, run)
+    before = run.meter.passes
+    found = {item.result.name: item for item in collect(classifier, some, run, quick=True, screened=short)}
+    cost, before = run.meter.passes - before, run.meter.passes
+    anew = {item.result.name: item for item in collect(classifier, some, run, quick=True)}
+    assert list(found) == list(anew)
+    assert cost < 0.8 * (run.meter.passes - before)
+    window = windows_for(SPEC.shape)[0][0]
+    again = told_again(short)
+    assert set(again) == {"blend", "filter", "warp", f"place {window}", f"pairs {window}"}
+    for name, item in again.items():
+        assert found[name] is not anew[name]
+        assert found[name].result == item.result
+        assert found[name].triggers
+        assert (item.result.stage, item.result.passes) == ("full", 0)
+        if item.result.kind == "all2one":  # on the scale of full evidence: 1 at the threshold
+            assert item.result.score is not None
+            assert item.result.threshold is not None
+            assert (item.result.score >= 1) == ((item.result.margin or 0) >= item.result.threshold)
+    assert found["blend"].result.target == anew["blend"].result.target == TARGET
 
 
 def test_agreement_counts_answers_over_all_and_by_class(planted: PlantedOf, dummies_for: DummiesOf) -> None:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 _VERDICT_CODES = {"clean": ExitCode.CLEAN, "suspicious": ExitCode.FOUND, "backdoored": ExitCode.FOUND,
                   "inconclusive": ExitCode.NO_VERDICT}
 _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thorough"]), default="standard",
-                       show_default=True, help="How long to search. A repair takes about 150,000 passes of one image with `fast`, "
-                       "which does not scan the repaired network anew, and 300,000 with `standard`, for 10 classes.")
+                       show_default=True, help="How long to search. For 10 classes a repair takes about 150,000 passes "
+                       "of one image with `fast`, which does not scan the repaired network anew, and about 300,000 at "
+                       "most with `standard`.")
 
 
 @click.command(short_help="Is there a backdoor in a model? A verdict and a report.")
