@@ -138,9 +138,9 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     with case.clock.stage("search"):
         permuted = any(item.result.name == "screen permutation" for item in looked)
         # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew.
-        families = QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES
-        evidence = looked + collect(case.classifier, dummies, case.run, families=families, quick=quick,
-                                    permuted=permuted, screened=short if loud and quick else ())
+        evidence = looked + collect(case.classifier, dummies, case.run, quick=quick, permuted=permuted,
+                                    families=QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES,
+                                    screened=short if loud and case.plan.quick else ())
     verdict = conclude(evidence, first or dummies)
     if not wide and verdict.name == "suspicious":  # a repair may follow
         dummies = _curated(case, first, wide=True)

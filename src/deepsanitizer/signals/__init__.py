@@ -120,7 +120,7 @@ def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
             found = known[family]
         elif quick:
             found = universal.detect(classifier, dummies, run, family=family, purpose=purpose, steps=24, batch=24,
-                                     all_classes_up_to=6, short=(8, 10), finalists=5)
+                                     short=(8, 10), finalists=5)
         else:
             found = universal.detect(classifier, dummies, run, family=family, purpose=purpose)
         evidence.append(found)
