@@ -210,13 +210,15 @@ def screen_dummies(case: Case) -> Dummies:
 
 
 def _curated(case: Case, first: Dummies | None, *, wide: bool) -> Dummies:
-    """The dummies of full evidence: those of a screen and, where it is to be `wide`, as many more as are planned."""
-    if first is not None and not wide:
+    """The dummies of full evidence: those of a screen and, where it is to be `wide` and not quick, as many more as are
+    planned.
+    """
+    if first is not None and (case.plan.quick or not wide):
         return first
     with case.clock.stage("dummies"):
         if first is None:
             return invert(case.classifier, case.plan.dummies, case.run)
-        missing = case.plan.screened - len(first)
+        missing = case.plan.dummies - len(first)
         return first.joined(invert(case.classifier, missing, case.run)) if missing > 0 else first
 
 

@@ -12,13 +12,12 @@ from deepsanitizer.types import Effort, SignalResult, Suspect
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much work an effort allows: dummies of the scan, of one that a screen precedes, and of the repair, fresh ones
-    for verification, rounds of tuning, quick searches throughout, full evidence whatever a screen shows, and a new scan
-    of what was repaired.
+    """How much work an effort allows: dummies of the scan and of the repair, fresh ones for verification, rounds of
+    tuning, quick searches throughout (after a screen on its dummies alone), full evidence whatever a screen shows, and
+    a new scan of what was repaired.
     """
 
     dummies: int
-    screened: int
     ordinary: int
     fresh: int
     rounds: int
@@ -28,9 +27,9 @@ class Plan:
 
 
 EFFORTS: dict[Effort, Plan] = {
-    "fast": Plan(dummies=700, screened=300, ordinary=300, fresh=200, rounds=1, quick=True, second_look=False),
-    "standard": Plan(dummies=1000, screened=1000, ordinary=800, fresh=500, rounds=3),
-    "thorough": Plan(dummies=3000, screened=3000, ordinary=2000, fresh=1000, rounds=6, full=True),
+    "fast": Plan(dummies=700, ordinary=300, fresh=200, rounds=1, quick=True, second_look=False),
+    "standard": Plan(dummies=1000, ordinary=800, fresh=500, rounds=3),
+    "thorough": Plan(dummies=3000, ordinary=2000, fresh=1000, rounds=6, full=True),
 }
 
 

@@ -226,6 +226,7 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
         if tuned:
             step = confined_tune(old, relearned, dummies, found, ground.run, purpose=f"tune{again}")
         for factor in beyond if tuned else (1.0,):
+            far = f", overshot by {factor:g}" if factor != 1 else ""
             candidate = overshoot.repair(old, step, beyond=factor)
             hits = success(candidate, strongest.natural, ground.fresh, ground.run)
             fallen = still_lifted(candidate, strongest, ground.fresh, ground.run) <= most_lifted
@@ -236,7 +237,7 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
                 return chosen, weight, told
             chosen, weight = candidate, keep
             told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
-                    f"{f', tuned, confined, overshot by {factor:g}' if tuned else ''}: the old patterns now send "
+                    f"{f', tuned, confined{far}' if tuned else ''}: the old patterns now send "
                     f"{hits:.1%} of fresh dummies to the goal")
             if hits <= gone and fallen:
                 break

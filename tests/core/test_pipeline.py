@@ -58,7 +58,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(policy.EFFORTS, "fast", dataclasses.replace(policy.EFFORTS["fast"], dummies=60, fresh=40,
                                                                      rounds=1))
     monkeypatch.setattr(signals, "windows_for", lambda shape: [(5, 4)])
-    monkeypatch.setattr(examination, "collect", partial(signals.collect, families=("add",)))
+    monkeypatch.setattr(examination, "QUICK_FAMILIES", ("add",))
 
 
 def another(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Planted:

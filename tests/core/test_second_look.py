@@ -1,7 +1,6 @@
 """A second look: the screen of a repaired network must no longer accuse the goal."""
 
 import dataclasses
-import functools
 from contextlib import nullcontext
 
 import pytest
@@ -15,8 +14,7 @@ from deepsanitizer.demo import truth
 from deepsanitizer.demo.run import load_model
 from deepsanitizer.policy import EFFORTS
 from deepsanitizer.repair.bank import Lead
-from deepsanitizer.signals import SCREEN_DUMMIES
-from deepsanitizer.signals import screen as screen_of
+from deepsanitizer.signals import SCREEN_DUMMIES, screen
 from deepsanitizer.split import split
 from deepsanitizer.types import Agreement, Run
 from deepsanitizer.verify import Proof
@@ -41,10 +39,10 @@ def ground_of(demo: Classifier, lead: Lead) -> removal.Ground:
 def test_a_network_that_still_carries_its_backdoor_is_told_and_of_another_class_nothing_is_said(
         demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     # One screen for both questions: the goal is asked of it afterwards.
-    dummies = functools.cache(lambda: invert(demo, SCREEN_DUMMIES, Run(CPU, 1), purpose="test"))
-    looked = functools.cache(lambda: screen_of(demo, dummies(), Run(CPU, 1), purpose="test"))
-    monkeypatch.setattr(verify, "invert", lambda *args, **kwargs: dummies())
-    monkeypatch.setattr(verify, "screen", lambda *args, **kwargs: looked())
+    dummies = invert(demo, SCREEN_DUMMIES, Run(CPU, 1), purpose="test")
+    looked = screen(demo, dummies, Run(CPU, 1), purpose="test")
+    monkeypatch.setattr(verify, "invert", lambda *args, **kwargs: dummies)
+    monkeypatch.setattr(verify, "screen", lambda *args, **kwargs: looked)
     said, leads = verify.second_look(demo, TARGET, Run(CPU, 1), purpose="test")
     assert said is not None
     assert said <= LEVEL

@@ -94,13 +94,14 @@ def told_again(screened: Sequence[Evidence]) -> dict[str, Evidence]:
     """The searches of a screen that full evidence would only repeat: at the family's own strength, and by place. By
     their names there; a score is still in plain margins, as long as the results were not `placed`.
     """
+    alike = {name for name, family, share, rate in SCREEN_FAMILIES if (name, share, rate) == (family, 1.0, None)}
     found = {}
     for item in screened:
         result = item.result
         name = result.name.removeprefix("screen ")
         if name in ("place", "pairs"):
             name = f"{name} {result.window}"
-        elif (name, name, 1.0, None) not in SCREEN_FAMILIES:
+        elif name not in alike:
             continue
         found[name] = replace(item, result=replace(result, name=name, stage="full", passes=0.0, statistic=None))
     return found
