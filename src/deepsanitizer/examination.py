@@ -254,5 +254,6 @@ def accused(examined: Examined, target: int | None, force: bool) -> list[Suspect
     if not force or not usable:
         return []
     best = max(usable, key=lambda r: r.score if r.score is not None else float("-inf"))
+    # No more than the verdict says: clean networks reach a score of 1 by the rule of thumb, too.
     return [Suspect(kind=best.kind, source=best.source, target=best.target, family=best.family,
-                    score=best.score or 0.0)]
+                    score=min(best.score or 0.0, verdict.score))]

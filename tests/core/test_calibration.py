@@ -82,6 +82,18 @@ def test_a_lead_counts_in_spreads_of_the_others() -> None:
     assert standing_out([1.0], 1.0) == standing_out([], 1.0) == 0.0
 
 
+def test_a_forced_repair_of_a_clean_network_is_suspected_of_no_more_than_the_verdict_says() -> None:
+    # Once the rule of thumb's score: gtsrb-benign-0, clean at 0.1, was repaired as if accused, and lost 2.4 points.
+    placed = evidence(result(0.6)).result
+    loud = SignalResult(name="add", applicable=True, family="add", stage="full", target=3, margin=9.0, score=2.0)
+    told = judge_screen([Evidence(placed)], dummies(), TABLE)
+    assert told.name == "clean"
+    examined = examination.Examined(dummies(), told, (placed, loud), ())
+    assert examination.accused(examined, None, False) == []
+    (forced,) = examination.accused(examined, None, True)
+    assert (forced.target, forced.family, forced.score) == (3, "add", told.score)
+
+
 def test_weights_alone_name_a_goal_without_a_trigger() -> None:
     (placed,) = TABLE.placed([result(9.0, "screen head weights", family="")])
     told = judge_screen([Evidence(placed)], dummies(), TABLE)
