@@ -104,11 +104,11 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
 def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
-    Networks like those of the calibration are screened first and, where a rate may be stated, searched for goals of
-    their own and, where the screen does not accuse, for sources of their own. Where at least `ORDINARY` of clean
-    networks show as much in the screen, or where one of these searches accuses, that is the verdict, unless full
-    evidence is wanted in any case: `full`, or by the effort. Others are searched in full at once and judged by a rule
-    of thumb.
+    Networks like those of the calibration are screened first and, where a rate may be stated and the screen does not
+    accuse one goal, searched for goals of their own and, where it does not accuse at all, for sources of their own.
+    Where at least `ORDINARY` of clean networks show as much in the screen, or where one of these searches accuses, that
+    is the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at
+    once and judged by a rule of thumb.
     Raises UsageError where the report is about another file or holds no full evidence.
     """
     known = _covered(case)
@@ -117,14 +117,17 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     first: Dummies | None = None
     short: tuple[Evidence, ...] = ()
     looked: tuple[Evidence, ...] = ()
-    loud = False
+    loud = settled = False
     if known:
         first, short = screened(case)
         looked = _placed(case, short)
         verdict = conclude(looked, first)
         ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
         loud = verdict.name == "backdoored"
-        if verdict.name != "inconclusive" and _calibration(case).rated:
+        # One goal accused is not overruled by goals of their own (docs/research/log.md, 49).
+        settled = (loud and verdict.suspects[0].target is not None and _calibration(case).rated
+                   and not (full or case.plan.full))
+        if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
             looked += _followed_and_placed(case, first, by_route=not loud)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it.
@@ -136,7 +139,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     dummies = _curated(case, first, wide=wide)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
-        permuted = any(item.result.name == "screen permutation" for item in looked)
+        permuted = settled or any(item.result.name == "screen permutation" for item in looked)
         # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew.
         evidence = looked + collect(case.classifier, dummies, case.run, quick=quick, permuted=permuted,
                                     families=QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES,

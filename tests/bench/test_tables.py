@@ -41,6 +41,12 @@ def test_the_means_are_those_of_the_rows() -> None:
     assert "1 clean models: found clean 0; worst accuracy lost by what was delivered 2.00" in told
 
 
+def test_what_is_left_as_it_was_has_the_exit_code_of_its_verdict() -> None:
+    left = [row(name, acc=79.0, asr=90.0, outcome="unchanged", verdict=name)
+            for name in ("clean", "suspicious", "inconclusive")]
+    assert "exit code 0 while the ASR is 10 or more: 1 of 3 (clean)" in table(left, REFERENCE)
+
+
 def test_without_a_reference_no_share_is_told(tmp_path: Path) -> None:
     assert ra_reference(tmp_path) == {}
     assert "RA share 5" not in table(ROWS, {})

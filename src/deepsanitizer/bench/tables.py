@@ -117,9 +117,9 @@ def _over_seeds(name: str, rows: Sequence[Row], reference: Reference) -> Iterato
 
 
 def _wrong(rows: Sequence[Row]) -> list[str]:
-    """Models with exit code 0 whose ASR is 10 or more."""
-    return [row["model"] for row in rows
-            if row["outcome"] in ("accepted", "unchanged") and row["delivered"]["asr"] >= 10]
+    """Models with exit code 0 whose ASR is 10 or more: what was left as it was keeps the code of its verdict."""
+    return [row["model"] for row in rows if row["delivered"]["asr"] >= 10 and (
+        row["outcome"] == "accepted" or (row["outcome"] == "unchanged" and row["verdict"] == "clean"))]
 
 
 def _over_trojaned(rows: Sequence[Row], key: str, reference: Reference) -> str:

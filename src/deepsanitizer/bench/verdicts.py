@@ -58,7 +58,8 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
     """Scores of rows against clean ones, with some signals (by the beginning of their names) switched off.
 
     A score is that of the screen or of a search that follows it, whichever is greatest; routes are searched only where
-    the screen does not accuse. Goals are ranked by the screen, as in the tool, unless what follows accuses.
+    the screen does not accuse, permutations where it does not accuse one goal. Goals are ranked by the screen, as in
+    the tool, unless what follows accuses.
     """
     kept = [_without(row, without) for row in calibration]
     kinds = {row["shape"][0] for row in rows}
@@ -79,7 +80,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
         asked: tuple[str, ...] = FOLLOWING[1:] if by_screen else FOLLOWING  # routes where the screen does not accuse
-        if row["shape"][0] != COLOUR:
+        if row["shape"][0] != COLOUR or (by_screen and goal is not None):
             asked = ()  # no rate is stated there, and nothing may accuse alone
         after = next((r for r in placed if r.name in asked and r.score is not None), None)
         routes = next((r for r in placed if r.name == FOLLOWING[0] and r.source is not None), None)

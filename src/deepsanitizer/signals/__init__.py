@@ -78,8 +78,8 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
 
 def further(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "screen",
             by_route: bool = True) -> tuple[Evidence, ...]:
-    """The searches that follow a screen, on its dummies: for goals of their own (16,000 passes for 10 classes) and,
-    where the screen does not accuse, for one source and goal (28,000). A change needs the nulls measured again.
+    """The searches that follow a screen that accuses no goal, on its dummies: for goals of their own (16,000 passes for
+    10 classes) and, `by_route`, for one source and goal (28,000). A change needs the nulls measured again.
     """
     window, stride = permutation_window(classifier.spec.shape)
     found = {"permutation": permutation.detect(classifier, dummies, run, window=window, stride=stride,
