@@ -21,7 +21,7 @@ from deepsanitizer.types import SignalResult
 LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
 FREE = 0.5  # of -log10 of a p-value: what a third of the clean networks show is no evidence
 MOST = 3.0  # that one family may say: p-values far below one in the number of clean networks are extrapolated
-ALONE = 2.5  # weight of own goals: no other signal can speak of a permutation, while eight can speak of a class
+ALONE = 2.1  # weight of own goals: no other signal can speak of a permutation, while eight can speak of a class
 ROUTES, PERMUTATION = "screen routes", "screen permutation"
 FOLLOWING = (ROUTES, PERMUTATION)  # they follow a screen and accuse alone
 FOLLOWING_LEVEL = 0.005  # the rate at which each of them does: the rates of all add up

@@ -23,17 +23,23 @@ def lead_over(margin: float, runner_up: float) -> float:
     return min(margin, margin - max(runner_up, 0.0))
 
 
-def standing_out(values: Sequence[float | None], least: float) -> float:
-    """By how many spreads of the others, and `least` more, the largest of several values leads the next.
+def leading_by(values: Sequence[float | None], unit: float) -> float:
+    """By how many units the largest of several margins leads the next: what is compared with clean networks.
 
-    What is compared with clean networks. Success is not asked for: a warp that carries its target to a margin of -3,
-    and no other class beyond -12, tells a backdoor, too. Divided by the unit alone, natural patterns of networks with
-    small plain margins drown every trigger; divided by the runner-up's reach, strong triggers are lost (log, 35, 36).
+    Success is not asked for: a warp that carries its target to a margin of -3, and no other class beyond -12, tells a
+    backdoor, too. The spread of the others is no unit: where they make use of a trigger's channels, too, it grows with
+    the lead (docs/research/log.md, 49).
     """
     known = sorted((value for value in values if value is not None), reverse=True)
-    if len(known) < 2:
-        return 0.0
-    return (known[0] - known[1]) / (statistics.pstdev(known[1:]) + least)
+    return (known[0] - known[1]) / unit if len(known) > 1 else 0.0
+
+
+def standing_out(values: Sequence[float], least: float) -> float:
+    """By how many spreads of the others, and `least` more, the largest of several values leads the next: for values
+    that have no unit.
+    """
+    known = sorted(values, reverse=True)
+    return (known[0] - known[1]) / (statistics.pstdev(known[1:]) + least) if len(known) > 1 else 0.0
 
 
 def separation(margin: float, runner_up: float, unit: float, *, slack: float = 0.3) -> float:

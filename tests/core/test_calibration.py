@@ -32,7 +32,7 @@ from deepsanitizer.errors import CannotJudgeError, UsageError
 from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.report.html import to_html
 from deepsanitizer.report.text import to_text
-from deepsanitizer.stats import separation, standing_out
+from deepsanitizer.stats import leading_by, separation, standing_out
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Trigger
 from deepsanitizer.verdict import confirmed, judge_screen, leading_goal, meant
 
@@ -74,12 +74,15 @@ def test_p_values_are_counted_below_the_tail_and_go_on_beyond_it() -> None:
     assert p_value(1.5, NULL) < 1 / 101
 
 
-def test_a_lead_counts_in_spreads_of_the_others() -> None:
-    assert standing_out([1.0, 9.0, 1.0, 1.0], 2.0) == 4.0
+def test_a_lead_counts_in_units_of_its_own_or_in_spreads_of_the_others() -> None:
+    assert leading_by([1.0, 9.0, None, 5.0], 2.0) == 2.0
+    # Other classes that make use of a trigger's channels, too, do not hide it.
+    assert leading_by([53.0, 27.0, 20.0, -12.0], 3.3) > 7
     # Without success, too: what a warp does to its target and to no other class.
-    assert standing_out([-3.0, -12.0, -13.0, -12.5], 1.0) > 5
-    assert standing_out([-3.0, None, -3.5, -12.0], 1.0) < 0.2
-    assert standing_out([1.0], 1.0) == standing_out([], 1.0) == 0.0
+    assert leading_by([-3.0, -12.0, -13.0, -12.5], 3.0) == 3.0
+    assert standing_out([1.0, 9.0, 1.0, 1.0], 2.0) == 4.0
+    for nothing in ([1.0], []):
+        assert leading_by(nothing, 1.0) == standing_out(nothing, 1.0) == 0.0
 
 
 def test_a_forced_repair_of_a_clean_network_is_suspected_of_no_more_than_the_verdict_says() -> None:

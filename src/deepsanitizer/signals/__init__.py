@@ -16,7 +16,6 @@ from deepsanitizer.signals import (
     skew,
     universal,
 )
-from deepsanitizer.signals.universal import LEAST_SPREAD
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
@@ -68,8 +67,7 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
                          second=(10, 14), score_on=100)
     evidence += [replace(item, result=replace(item.result, name=name))
                  for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
-    evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9,
-                              least_spread=LEAST_SPREAD * dummies.plain_margin),
+    evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9, unit=dummies.plain_margin),
                  bounded_gap.detect(classifier, dummies, run), skew.detect(classifier, run),
                  head_weights.detect(classifier), lipschitz.detect(classifier)]
     return tuple(replace(item, result=replace(item.result, name=f"screen {item.result.name}", stage="screen"))

@@ -9,8 +9,8 @@ al., ICIP 2019.
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import column_means, dictionary
-from deepsanitizer.signals.universal import ACCUSE_AT, LEAST_SPREAD, unit_of
-from deepsanitizer.stats import lead_over, robust_z, standing_out, top_two
+from deepsanitizer.signals.universal import ACCUSE_AT, unit_of
+from deepsanitizer.stats import lead_over, leading_by, robust_z, top_two
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
@@ -30,7 +30,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, f
         name=family, applicable=True, family=family, per_target=list(values), target=target, margin=margin,
         runner_up=runner_up, z=robust_z(values), success=(reached[reached.isfinite()] > 0).float().mean().item(),
         score=lead_over(margin, runner_up) / unit, threshold=max(runner_up, 0.0) + unit,
-        statistic=standing_out(values, LEAST_SPREAD * dummies.plain_margin),
+        statistic=leading_by(values, dummies.plain_margin),
         strength=FAMILIES[family].strength, passes=run.meter.passes - before)
     order = columns[:, target].argsort(descending=True)[:3].tolist()
     triggers = tuple(Trigger(family, {n: v[i:i + 1] for n, v in found.params.items()}, FAMILIES[family].strength,

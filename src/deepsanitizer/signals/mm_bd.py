@@ -16,15 +16,15 @@ import torch
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search.universal import margin_to
 from deepsanitizer.signals.outlier import of_classes
-from deepsanitizer.stats import standing_out
+from deepsanitizer.stats import leading_by
 from deepsanitizer.types import Evidence, Run
 
 
 def detect(classifier: Classifier, run: Run, *, images: int = 30, steps: int = 300, lr: float = 1e-2,
-           momentum: float = 0.2, least_spread: float | None = None, images_at_once: int = 640,
+           momentum: float = 0.2, unit: float | None = None, images_at_once: int = 640,
            purpose: str = "maximum margin") -> Evidence:
-    """All classes in one batch. The statistic is -log10 of the p-value or, with `least_spread`, the lead in spreads of
-    the other classes and so much more, to be compared with clean networks.
+    """All classes in one batch. The statistic is -log10 of the p-value or, with a `unit`, the lead in such units, to be
+    compared with clean networks.
     """
     before, generator, device = run.meter.passes, run.generator(purpose), classifier.compute.device
     classes = classifier.spec.num_classes
@@ -45,8 +45,8 @@ def detect(classifier: Classifier, run: Run, *, images: int = 30, steps: int = 3
         with torch.no_grad():
             margin = margin_to(classifier(pixels.flatten(0, 1)).view(len(part), images, -1), goal)
         best += margin.amax(1).tolist()
-    statistic = (-math.log10(max(largest_p_value(best), 1e-30)) if least_spread is None
-                 else standing_out(best, least_spread))
+    statistic = (-math.log10(max(largest_p_value(best), 1e-30)) if unit is None
+                 else leading_by(best, unit))
     return of_classes("maximum margin", best, statistic, passes=run.meter.passes - before)
 
 

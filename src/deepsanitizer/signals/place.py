@@ -4,8 +4,8 @@ What: from the source x goal margins at each place come three statistics. All-to
 against the best of any other class anywhere and against its own at the median place. All-to-all: the mean over
 sources of their best goal where the goals differ from each other. Source-specific: one cell (source, goal) against
 the best other cell anywhere.
-What is compared with clean networks is the lead in spreads of the other classes, for all-to-all the product of the
-leads over the best shared goal and over other places, for a pair the lead over any other.
+What is compared with clean networks is the lead in plain margins, for all-to-all the product of the leads over the
+best shared goal and over other places, for a pair the lead over any other.
 Why it works: a small patch cannot do that without a backdoor; the other places are the null distribution.
 Limits: only square windows of the sizes searched; windows of a third of the image and more reach natural evidence.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import Places, column_means, own_goals, places, triggers_at
-from deepsanitizer.signals.universal import LEAST_SPREAD, unit_of
-from deepsanitizer.stats import lead_over, robust_z, separation, standing_out, top_two
+from deepsanitizer.signals.universal import unit_of
+from deepsanitizer.stats import lead_over, leading_by, robust_z, separation, top_two
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 
@@ -48,7 +48,7 @@ def _all2one(found: Places, unit: float, passes: float, plain: float) -> Evidenc
     place = int(columns[:, target].argmax())
     # Two nulls: what other classes reach anywhere, and what the target reaches at other places. A full-image
     # trigger is reached from everywhere and is no local one.
-    statistic = standing_out(values, LEAST_SPREAD * plain)  # the median place hides strong triggers (log, 36)
+    statistic = leading_by(values, plain)  # the median place hides strong triggers (log, 36)
     runner_up = max(runner_up, columns[:, target].median().item())
     reached = found.cells[place, :, target]
     success = (reached[reached.isfinite()] > 0).float().mean().item()

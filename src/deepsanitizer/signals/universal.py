@@ -11,14 +11,12 @@ import torch
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import universal
-from deepsanitizer.stats import lead_over, robust_z, standing_out, top_two
+from deepsanitizer.stats import lead_over, leading_by, robust_z, top_two
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
 # Plain margins by which a family's target must lead (docs/research/log.md, 17).
 ACCUSE_AT = {"add": 1.25, "blend": 1.25, "patch": 1.0, "filter": 1.0, "warp": 1.0, "grating": 1.5}
-
-LEAST_SPREAD = 0.5  # in plain margins: below it the spread of other classes says nothing about a lead
 
 
 def unit_of(dummies: Dummies) -> float:
@@ -55,7 +53,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, p
         name=family, applicable=True, family=family, per_target=per_target, target=classes[best], margin=margin,
         runner_up=runner_up, z=robust_z(margins), score=lead_over(margin, runner_up) / unit,
         threshold=max(runner_up, 0.0) + unit, success=found.success[best].item(),
-        statistic=standing_out(per_target, LEAST_SPREAD * dummies.plain_margin),
+        statistic=leading_by(per_target, dummies.plain_margin),
         strength=strength, passes=run.meter.passes - before)
     order = found.margin.argsort(descending=True)[:3].tolist()
     triggers = tuple(Trigger(family, found.take(i), found.strength[i].item(), classes[i], None, margins[i])
