@@ -23,15 +23,17 @@ def lead_over(margin: float, runner_up: float) -> float:
     return min(margin, margin - max(runner_up, 0.0))
 
 
-def leading_by(values: Sequence[float | None], unit: float) -> float:
-    """By how many units the largest of several margins leads the next: what is compared with clean networks.
+def leading_by(values: Sequence[float | None], plain: float) -> float:
+    """By how much the largest of several margins leads the next, over the `plain` margin and 1: what is compared with
+    clean networks.
 
     Success is not asked for: a warp that carries its target to a margin of -3, and no other class beyond -12, tells a
     backdoor, too. The spread of the others is no unit: where they make use of a trigger's channels, too, it grows with
-    the lead (docs/research/log.md, 49).
+    the lead. By the plain margin alone, natural leads of hesitant networks count for too much (docs/research/log.md,
+    49).
     """
     known = sorted((value for value in values if value is not None), reverse=True)
-    return (known[0] - known[1]) / unit if len(known) > 1 else 0.0
+    return (known[0] - known[1]) / (plain + 1.0) if len(known) > 1 else 0.0
 
 
 def standing_out(values: Sequence[float], least: float) -> float:

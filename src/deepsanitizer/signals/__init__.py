@@ -67,7 +67,7 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
                          second=(10, 14), score_on=100)
     evidence += [replace(item, result=replace(item.result, name=name))
                  for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
-    evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9, unit=dummies.plain_margin),
+    evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9, plain=dummies.plain_margin),
                  bounded_gap.detect(classifier, dummies, run), skew.detect(classifier, run),
                  head_weights.detect(classifier), lipschitz.detect(classifier)]
     return tuple(replace(item, result=replace(item.result, name=f"screen {item.result.name}", stage="screen"))

@@ -21,9 +21,9 @@ from deepsanitizer.types import Evidence, Run
 
 
 def detect(classifier: Classifier, run: Run, *, images: int = 30, steps: int = 300, lr: float = 1e-2,
-           momentum: float = 0.2, unit: float | None = None, images_at_once: int = 640,
+           momentum: float = 0.2, plain: float | None = None, images_at_once: int = 640,
            purpose: str = "maximum margin") -> Evidence:
-    """All classes in one batch. The statistic is -log10 of the p-value or, with a `unit`, the lead in such units, to be
+    """All classes in one batch. The statistic is -log10 of the p-value or, with the `plain` margin, the lead by that, to be
     compared with clean networks.
     """
     before, generator, device = run.meter.passes, run.generator(purpose), classifier.compute.device
@@ -45,8 +45,8 @@ def detect(classifier: Classifier, run: Run, *, images: int = 30, steps: int = 3
         with torch.no_grad():
             margin = margin_to(classifier(pixels.flatten(0, 1)).view(len(part), images, -1), goal)
         best += margin.amax(1).tolist()
-    statistic = (-math.log10(max(largest_p_value(best), 1e-30)) if unit is None
-                 else leading_by(best, unit))
+    statistic = (-math.log10(max(largest_p_value(best), 1e-30)) if plain is None
+                 else leading_by(best, plain))
     return of_classes("maximum margin", best, statistic, passes=run.meter.passes - before)
 
 
