@@ -23,8 +23,8 @@ from deepsanitizer.types import Evidence, Run
 def detect(classifier: Classifier, run: Run, *, images: int = 30, steps: int = 300, lr: float = 1e-2,
            momentum: float = 0.2, plain: float | None = None, images_at_once: int = 640,
            purpose: str = "maximum margin") -> Evidence:
-    """All classes in one batch. The statistic is -log10 of the p-value or, with the `plain` margin, the lead by that, to be
-    compared with clean networks.
+    """All classes in one batch. The statistic is -log10 of the p-value or, with the `plain` margin, the lead by it,
+    to be compared with clean networks.
     """
     before, generator, device = run.meter.passes, run.generator(purpose), classifier.compute.device
     classes = classifier.spec.num_classes
