@@ -172,6 +172,13 @@ def test_the_command_trains_measures_and_saves(tmp_path: Path, monkeypatch: pyte
     unknown = CliRunner().invoke(trainer.main, wrong)
     assert unknown.exit_code == 4
     assert "no architecture 'nowhere:Net'" in unknown.stderr
+    # Once only after all epochs.
+    monkeypatch.setattr(trainer, "train", None)
+    unfit = [*command[:5], '{"num_classes": 5}', *command[6:-1], str(tmp_path / "third")]
+    refused = CliRunner().invoke(trainer.main, unfit)
+    assert refused.exit_code == 4, refused.output
+    assert "not 4 logits" in refused.stderr
+    assert "--arch-kwargs" in refused.stderr
 
 
 def test_figures_are_rounded() -> None:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.attacks import ATTACKS, Poison, poison
 from deepsanitizer.bench.datasets import CLASS_NAMES, channel_statistics, keep_classes, load_pack
-from deepsanitizer.classifier import Classifier, resolve_compute
-from deepsanitizer.errors import DeepSanitizerError, UsageError, WorkError
+from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
+from deepsanitizer.errors import CannotJudgeError, DeepSanitizerError, UsageError, WorkError
 from deepsanitizer.evaluation import Evaluation, evaluate
 from deepsanitizer.loading import atomic
 from deepsanitizer.types import Compute, InputSpec, Kind
@@ -165,13 +165,26 @@ def make_model(recipe: Recipe, *, make: Callable[[], nn.Module] | None = None, p
     if plan is not None:
         images, labels = poison(images, labels, plan, num_classes=classes, generator=generator)
     architecture = _architecture(recipe.architecture)
-    network = train(images, labels, make=make or (lambda: architecture(**recipe.kwargs)), spec=spec,
+    make = make or (lambda: architecture(**recipe.kwargs))
+    _fits(make, spec)
+    network = train(images, labels, make=make, spec=spec,
                     epochs=recipe.epochs, peak_rate=recipe.peak_rate, optimizer=recipe.optimizer,
                     flip=recipe.data in FLIP_KEEPS_CLASS, generator=generator, penalty=penalty, say=say)
     network = network.half().float()
     return network, spec, evaluate(network, test_images, test_labels, spec=spec, mode=recipe.mode,
                                    trigger=plan.attack.apply if plan else None, target=recipe.target,
                                    source=recipe.source, device="cpu")
+
+
+def _fits(make: Callable[[], nn.Module], spec: InputSpec) -> None:
+    """Refuse before the training what would not do after it."""
+    with torch.random.fork_rng():
+        network = make()
+    try:
+        classifier_of(network, spec, resolve_compute("cpu"))
+    except CannotJudgeError as error:
+        raise UsageError(error.problem, f"Check --arch-kwargs: the data has {spec.num_classes} classes and images of "
+                         f"shape {spec.shape}.") from error
 
 
 def _architecture(name: str) -> Callable[..., nn.Module]:
