@@ -27,7 +27,7 @@ _VERDICT_CODES = {"clean": ExitCode.CLEAN, "suspicious": ExitCode.FOUND, "backdo
                   "inconclusive": ExitCode.NO_VERDICT}
 _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thorough"]), default="standard",
                        show_default=True, help="How long to search. For 10 classes a repair takes about 150,000 passes "
-                       "of one image with `fast`, which does not scan the repaired network anew, and 290,000 to "
+                       "of one image with `fast`, which does not scan the repaired network anew, and 280,000 to "
                        "350,000 with `standard`.")
 
 

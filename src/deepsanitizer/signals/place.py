@@ -4,7 +4,7 @@ What: from the source x goal margins at each place come three statistics. All-to
 against the best of any other class anywhere and against its own at the median place. All-to-all: the mean over
 sources of their best goal where the goals differ from each other. Source-specific: one cell (source, goal) against
 the best other cell anywhere.
-What is compared with clean networks is the lead in plain margins, for all-to-all the product of the leads over the
+What is compared with clean networks is the lead by the plain margin, for all-to-all the product of the leads over the
 best shared goal and over other places, for a pair the lead over any other.
 Why it works: a small patch cannot do that without a backdoor; the other places are the null distribution.
 Limits: only square windows of the sizes searched; windows of a third of the image and more reach natural evidence.
