@@ -111,10 +111,12 @@ def confirmed(first: Verdict, goal: int | None, evidence: Sequence[Evidence], *,
 def _suspect(goal: int | None, score: float, evidence: Sequence[Evidence]) -> Suspect:
     """What the strongest signal that names a goal, and found a trigger if any did, says of it.
 
-    A pair has no vote; where it leads all others, it says from which source the goal is reached.
+    A pair has no vote; where it leads all others, it says from which source the goal is reached (`names_source`).
     """
     mine = [item for item in leading(evidence) if item.result.target == goal]
-    pairs = [item for item in evidence if item.result.kind == "specific" and item.result.target == goal]
+    results = [item.result for item in mine]
+    pairs = [item for item in evidence if item.result.kind == "specific" and item.result.target == goal
+             and names_source(item.result, results)]
     best = next((item for item in pairs + mine if item.triggers), None)
     if best is None:  # weights and margins lean towards the goal, and no search met it
         return Suspect(kind="all2one", source=None, target=goal, family="unknown", score=score)
@@ -128,6 +130,16 @@ def meant(item: Evidence) -> Evidence:
         return item
     return Evidence(replace(item.result, kind="all2one", source=None),
                     tuple(replace(trigger, source=None) for trigger in item.triggers))
+
+
+def names_source(pair: SignalResult, results: Sequence[SignalResult]) -> bool:
+    """Whether a pair says from which source its goal is reached: where no search of another family says more about that
+    goal. A blend is half reached by patches, by some of which from one class more easily than from others
+    (docs/research/log.md, 49).
+    """
+    mine = [r for r in results if r.target == pair.target and r.kind != "specific" and r.family and r.score is not None]
+    best = max(mine, key=lambda r: r.score or 0.0, default=None)
+    return best is None or best.family == pair.family
 
 
 def is_specific(result: SignalResult, *, below: float = 0.7) -> bool:

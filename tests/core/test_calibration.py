@@ -162,13 +162,16 @@ def test_the_verdicts_of_a_screen() -> None:
 
 
 def test_a_pair_says_the_source_only_where_other_sources_stay_behind() -> None:
-    name, vote = "screen pairs", evidence(result(9.0))
-    alone = evidence(result(9.0, name, kind="specific", source=1, margin=10.0, runner_up=3.0))
-    carried = evidence(result(9.0, name, kind="specific", source=1, margin=10.0, runner_up=9.0))
-    elsewhere = evidence(result(9.0, name, kind="specific", source=1, margin=10.0, runner_up=3.0, target=7))
+    def pair_of(runner_up: float, target: int = 3, family: str = "place") -> Evidence:
+        return evidence(result(9.0, "screen pairs", kind="specific", source=1, margin=10.0, runner_up=runner_up,
+                               target=target, family=family))
+
+    vote = evidence(result(9.0, family="place"))
+    alone, carried, elsewhere, unlike = pair_of(3.0), pair_of(9.0), pair_of(3.0, 7), pair_of(3.0, family="warp")
     told = judge_screen([vote, alone], dummies(), TABLE).suspects[0]
     assert (told.kind, told.source, told.target) == ("specific", 1, 3)
-    for pair in (carried, elsewhere):
+    # Once followed where a blend said most: c10-blend, repaired as a patch from one class, was accepted at 93.
+    for pair in (carried, elsewhere, unlike):
         told = judge_screen([vote, pair], dummies(), TABLE).suspects[0]
         assert (told.kind, told.source, told.target) == ("all2one", None, 3)
     assert judge_screen([alone], dummies(), TABLE).suspects == ()  # a pair has no vote

@@ -23,7 +23,7 @@ from deepsanitizer.calibration import COLOUR, FOLLOWING, LEVEL, REACHED, VOTING,
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 from deepsanitizer.types import Evidence
-from deepsanitizer.verdict import meant
+from deepsanitizer.verdict import meant, names_source
 
 PLANTED = {"all2one": 60.0, "specific": 60.0, "all2all": 35.0}  # percent
 # The signals that search the family of an attack.
@@ -73,7 +73,8 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         goal = max(told, key=lambda goal: told[goal], default=None)
         placed = sorted(table.placed(results), key=lambda r: -(r.score or 0.0))
         pair = next((r for r in placed if r.kind == "specific" and r.name not in FOLLOWING), None)
-        if pair is not None and pair.target == goal and meant(Evidence(pair)).result.kind == "specific":
+        if (pair is not None and pair.target == goal and meant(Evidence(pair)).result.kind == "specific"
+                and names_source(pair, [r for r in placed if r.name not in FOLLOWING])):
             kind: str = "specific"
         else:
             kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
