@@ -2,9 +2,9 @@
 
 `calibration.json` holds, for each signal of the screen, its statistic on every clean calibration network, sorted, and
 the combined statistic of each network against the others: once for networks of colour images, once for all. It is
-written by `deepsanitizer.bench.calibrate`; no trojaned
-network went into it, so that the threshold keeps its rate on clean networks. Which signals vote, and `FREE`, `MOST` and
-`ALONE`, were chosen with trojaned networks of our own as well (the group `develop`; docs/research/log.md, 36).
+written by `deepsanitizer.bench.calibrate`; no trojaned network went into it, so that the threshold keeps its rate on
+clean networks. Which signals vote, what their leads are measured by, and `FREE`, `MOST` and `ALONE` were chosen with
+trojaned networks of our own as well (the group `develop`; docs/research/log.md, 36 and 49).
 """
 
 import functools
