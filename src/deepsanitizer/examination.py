@@ -1,5 +1,6 @@
 """The first half of all work on a model: split it, search it, in full or shortly, and judge it."""
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError
 from deepsanitizer.policy import EFFORTS, Plan, suspect_for
-from deepsanitizer.signals import QUICK_FAMILIES, SCREEN_DUMMIES, UNIVERSAL_FAMILIES, collect, further, screen
+from deepsanitizer.signals import (
+    FURTHER,
+    QUICK_FAMILIES,
+    SCREEN_DUMMIES,
+    UNIVERSAL_FAMILIES,
+    Further,
+    collect,
+    further,
+    screen,
+)
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
     Dummies,
@@ -28,7 +38,7 @@ from deepsanitizer.types import (
     Suspect,
     Verdict,
 )
-from deepsanitizer.verdict import THRESHOLD, confirmed, judge, judge_screen, leading_goal, meant
+from deepsanitizer.verdict import THRESHOLD, confirmed, judge, judge_screen, leading_goal, meant, suspects_of
 
 ORDINARY = 0.3  # where so large a share of clean networks shows as much, a screen is the verdict
 
@@ -128,7 +138,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         settled = (loud and verdict.suspects[0].target is not None and _calibration(case).rated
                    and not (full or case.plan.full))
         if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
-            looked += _followed_and_placed(case, first, by_route=not loud)
+            looked += _followed_and_placed(case, first, by_route=not loud, all_of_them=full or case.plan.full)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it.
             ordinary = ordinary or (verdict.name == "backdoored" and not loud)
@@ -140,14 +150,29 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
         permuted = settled or any(item.result.name == "screen permutation" for item in looked)
-        # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew.
-        evidence = looked + collect(case.classifier, dummies, case.run, quick=quick, permuted=permuted,
-                                    families=QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES,
-                                    screened=short if loud and case.plan.quick else ())
+        # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew, and
+        # once they do nothing that follows can take it back.
+        goal = leading_goal([item.result for item in looked]) if looked else None
+        until = None if wide else functools.partial(_met, goal)
+        evidence = looked + collect(
+            case.classifier, dummies, case.run, quick=quick, permuted=permuted, until=until,
+            families=QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES,
+            screened=short if quick and (loud or not wide) else (), ahead=_naming(goal, looked))
     verdict = conclude(evidence, first or dummies)
     if not wide and verdict.name == "suspicious":  # a repair may follow
         dummies = _curated(case, first, wide=True)
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
+
+
+def _met(goal: int | None, evidence: Sequence[Evidence]) -> bool:
+    """Whether full evidence accuses the goal about which most was said in a screen (see `verdict.confirmed`)."""
+    return any(suspect.target == goal for suspect in suspects_of(evidence, at_least=THRESHOLD))
+
+
+def _naming(goal: int | None, looked: Sequence[Evidence]) -> list[str]:
+    """The full searches whose short ones named the goal."""
+    mine = [item.result for item in looked if item.result.target == goal and item.result.family]
+    return [f"place {result.window}" if result.family == "place" else result.family for result in mine]
 
 
 def examine_shortly(case: Case) -> Examined:
@@ -187,16 +212,24 @@ def _placed(case: Case, short: Sequence[Evidence]) -> tuple[Evidence, ...]:
     return tuple(meant(replace(item, result=result)) for item, result in zip(short, results, strict=True))
 
 
-def followed(case: Case, dummies: Dummies, *, by_route: bool = True) -> tuple[Evidence, ...]:
-    """The searches for goals of their own and `by_route`, on the dummies of a screen."""
+def followed(case: Case, dummies: Dummies, *, names: Sequence[Further] = FURTHER) -> tuple[Evidence, ...]:
+    """The searches by route and for goals of their own, on the dummies of a screen."""
     with case.clock.stage("sources and permutations"):
-        return further(case.classifier, dummies, case.run, by_route=by_route)
+        return further(case.classifier, dummies, case.run, names=names)
 
 
-def _followed_and_placed(case: Case, dummies: Dummies, *, by_route: bool) -> tuple[Evidence, ...]:
-    found = followed(case, dummies, by_route=by_route)
-    placed = _calibration(case).placed([item.result for item in found])
-    return tuple(replace(item, result=result) for item, result in zip(found, placed, strict=True))
+def _followed_and_placed(case: Case, dummies: Dummies, *, by_route: bool, all_of_them: bool) -> tuple[Evidence, ...]:
+    """Goals of their own are not searched where a route accuses, unless `all_of_them` are asked for: of the networks
+    with such a route none has shown any (docs/research/log.md, 50).
+    """
+    looked: tuple[Evidence, ...] = ()
+    for name in FURTHER if by_route else FURTHER[1:]:
+        found = followed(case, dummies, names=(name,))
+        placed = _calibration(case).placed([item.result for item in found])
+        looked += tuple(replace(item, result=result) for item, result in zip(found, placed, strict=True))
+        if not all_of_them and any((item.result.score or 0.0) >= THRESHOLD for item in looked):
+            break
+    return looked
 
 
 def _covered(case: Case) -> bool:

@@ -28,7 +28,7 @@ class Plan:
 
 EFFORTS: dict[Effort, Plan] = {
     "fast": Plan(dummies=700, ordinary=280, fresh=200, rounds=1, quick=True, second_look=False),
-    "standard": Plan(dummies=1000, ordinary=800, fresh=500, rounds=3),
+    "standard": Plan(dummies=1000, ordinary=800, fresh=400, rounds=3),
     "thorough": Plan(dummies=3000, ordinary=2000, fresh=1000, rounds=6, full=True),
 }
 

@@ -264,6 +264,26 @@ def test_what_a_screen_has_searched_is_told_again_and_not_searched_twice(planted
     assert found["blend"].result.target == anew["blend"].result.target == TARGET
 
 
+def test_searches_that_need_only_one_yes_stop_there_and_the_screen_tells_the_rest(planted: PlantedOf,
+                                                                                 dummies_for: DummiesOf) -> None:
+    classifier, some, run = planted("blend").classifier(), dummies_for("blend"), Run(CPU)
+    short = screen(classifier, some, run)
+    anew = {item.result.name: item for item in collect(classifier, some, run, quick=True)}
+    before = run.meter.passes
+    found = {item.result.name: item for item in collect(
+        classifier, some, run, quick=True, screened=short, ahead=["blend"],
+        until=lambda evidence: any((item.result.score or 0) >= THRESHOLD for item in evidence))}
+    assert run.meter.passes - before == pytest.approx(anew["blend"].result.passes)
+    assert next(iter(found)) == "blend"
+    assert found["blend"].result == anew["blend"].result
+    window = windows_for(SPEC.shape)[0][0]
+    assert set(found) == {"blend", "filter", "warp", f"place {window}", f"pairs {window}"}
+    assert found["warp"].result == told_again(short)["warp"].result
+    never = collect(classifier, some, run, quick=True, screened=short, ahead=["warp"], until=lambda evidence: False)
+    assert {item.result.name: item.result for item in never} == {name: item.result for name, item in anew.items()}
+    assert never[0].result.name == "warp"
+
+
 def test_agreement_counts_answers_over_all_and_by_class(planted: PlantedOf, dummies_for: DummiesOf) -> None:
     classifier, some = planted("none").classifier(), dummies_for("none")
     whole = verify.agreement(some, classifier)

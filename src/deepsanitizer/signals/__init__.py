@@ -1,7 +1,8 @@
 """Data-free evidence, one signal per file: `screen` for the verdict, `collect` for what a repair starts from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.signals import (
@@ -28,9 +29,11 @@ SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, 
                    ("filter strong", "filter", 5 / 3, 0.3), ("warp", "warp", 1.0, None))
 
 SCREEN_DUMMIES = 300
+Further = Literal["routes", "permutation"]
+FURTHER: tuple[Further, ...] = ("routes", "permutation")
 
-__all__ = ["QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "collect", "further",
-           "permutation_window", "screen", "told_again", "windows_for"]
+__all__ = ["FURTHER", "QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "Further",
+           "collect", "further", "permutation_window", "screen", "told_again", "windows_for"]
 
 
 def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -75,17 +78,20 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
 
 
 def further(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "screen",
-            by_route: bool = True) -> tuple[Evidence, ...]:
-    """The searches that follow a screen that accuses no goal, on its dummies: for goals of their own (16,000 passes for
-    10 classes) and, `by_route`, for one source and goal (28,000). A change needs the nulls measured again.
+            names: Sequence[Further] = FURTHER) -> tuple[Evidence, ...]:
+    """The searches that follow a screen that accuses no goal, on its dummies: for one source and goal, `routes`
+    (28,000 passes for 10 classes), and for goals of their own, `permutation` (16,000). A change needs the nulls
+    measured again.
     """
     window, stride = permutation_window(classifier.spec.shape)
-    found = {"permutation": permutation.detect(classifier, dummies, run, window=window, stride=stride,
-                                               purpose=purpose)}
-    if by_route:
-        found = {"routes": routes.detect(classifier, dummies, run, window=window, purpose=purpose)} | found
-    return tuple(replace(item, result=replace(item.result, name=f"screen {name}", stage="screen"))
-                 for name, item in found.items())
+    found = []
+    for name in names:
+        if name == "routes":
+            item = routes.detect(classifier, dummies, run, window=window, purpose=purpose)
+        else:
+            item = permutation.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose)
+        found.append(replace(item, result=replace(item.result, name=f"screen {name}", stage="screen")))
+    return tuple(found)
 
 
 def told_again(screened: Sequence[Evidence]) -> dict[str, Evidence]:
@@ -107,33 +113,47 @@ def told_again(screened: Sequence[Evidence]) -> dict[str, Evidence]:
 
 def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "scan",
             families: tuple[str, ...] = UNIVERSAL_FAMILIES, quick: bool = False, permuted: bool = False,
-            screened: Sequence[Evidence] = ()) -> tuple[Evidence, ...]:
+            screened: Sequence[Evidence] = (), until: Callable[[Sequence[Evidence]], bool] | None = None,
+            ahead: Sequence[str] = ()) -> tuple[Evidence, ...]:
     """All signals on one model, in a fixed order; `quick` takes fewer steps, images and finalists throughout. Goals of
     their own are not searched again where they were already (`permuted`), and what a screen has searched in the same
     way, `screened` (as `screen` returns it), is told on the scale of full evidence.
+
+    With `until`, nothing of the screen stands in for a search: all is searched anew, what is named in `ahead` first,
+    until it holds of what was found. Only what was not reached by then is told from the screen, where it is there.
     """
     known = told_again(screened)
-    evidence = []
-    for family in families:
-        if family in known:
-            found = known[family]
-        elif quick:
-            found = universal.detect(classifier, dummies, run, family=family, purpose=purpose, steps=24, batch=24,
-                                     short=(8, 10), finalists=5)
+    names = [*families, *(name for name, kind in FAMILIES.items() if kind.entries),
+             *(f"place {window}" for window, _ in windows_for(classifier.spec.shape)),
+             *(["permutation"] * (not permuted))]
+    evidence: list[Evidence] = []
+    enough = False
+    for name in sorted(names, key=lambda name: name not in ahead):
+        again = [known[told] for told in (name, name.replace("place", "pairs")) if told in known]
+        if enough or (until is None and again):
+            evidence += again[:1 + name.startswith("place")]
         else:
-            found = universal.detect(classifier, dummies, run, family=family, purpose=purpose)
-        evidence.append(found)
-    for family in (name for name, kind in FAMILIES.items() if kind.entries):
-        evidence.append(dictionary.detect(classifier, dummies, run, family=family))
-    for window, stride in windows_for(classifier.spec.shape):
-        if f"place {window}" in known:
-            evidence += [known[f"place {window}"], known[f"pairs {window}"]]
-            continue
+            evidence += _searched(name, classifier, dummies, run, purpose=purpose, quick=quick)
+            enough = until is not None and until(evidence)
+    return tuple(evidence)
+
+
+def _searched(name: str, classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str,
+              quick: bool) -> list[Evidence]:
+    """One search of full evidence by its name: a family, a window by place, or permutations."""
+    kind, _, size = name.partition(" ")
+    if kind == "place":
+        window, stride = next(pair for pair in windows_for(classifier.spec.shape) if pair[0] == int(size))
         one, _, pair = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose,
                                     first=(6, 8) if quick else (8, 10), second=(10, 16) if quick else (14, 20),
                                     score_on=80 if quick else 160)
-        evidence += [one, pair]  # goals of their own: better told by the search below
-    if not permuted:
+        return [one, pair]  # goals of their own: better told by the search for permutations
+    if kind == "permutation":
         window, stride = permutation_window(classifier.spec.shape)
-        evidence.append(permutation.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose))
-    return tuple(evidence)
+        return [permutation.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose)]
+    if FAMILIES[name].entries:
+        return [dictionary.detect(classifier, dummies, run, family=name)]
+    if quick:
+        return [universal.detect(classifier, dummies, run, family=name, purpose=purpose, steps=24, batch=24,
+                                 short=(8, 10), finalists=5)]
+    return [universal.detect(classifier, dummies, run, family=name, purpose=purpose)]
