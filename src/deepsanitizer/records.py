@@ -82,7 +82,7 @@ class SearchComparison:
     margin_after: float
     success_after: float
     others_after: float  # the strongest other class's margin after, or the least margin that counts
-    tolerated: float = 0.0  # by so much the target may lead the others: half of the lead for which a scan accuses
+    tolerated: float = 0.0  # by so much the target may lead the others: see `verify.prove`
     old_success_after: float = 0.0  # what the pattern found on the old weights still does on the new ones
 
 

@@ -151,15 +151,17 @@ def still_lifted(new: Classifier, before: Attack, fresh: Dummies, run: Run) -> f
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
           accused: int, must_repeat: bool = True, quick: bool = False, least_by_class: float = 0.8,
           least_sure: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
-          mostly: float = 0.5, most_lifted: float = 0.15) -> Proof:
+          tolerated_lead: float = 0.1, mostly: float = 0.5, most_lifted: float = 0.15) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
     its margin is now at most what other classes reach on the new weights (or `gone_share` of a plain margin where
-    that is more) and `tolerated_share` of the lead for which a scan accuses: one class must be the easiest of a clean
-    network, too. For the strongest, and for other goals, also the patterns found on the old weights, at their natural
-    strength, may send at most `most_success` of the dummies to the goal, or as many as the old patterns of a rival
-    class send to that class at such a strength, about which nothing was done; this proves nothing alone. A further
+    that is more) and beyond it `tolerated_share` of the lead for which a scan accuses, or `tolerated_lead` of what they
+    reach where that is more: one class must be the easiest of a clean network, too, and of those whose other classes
+    reach five plain margins half lead by more than 7 %. For the strongest, and for other goals, also the patterns found
+    on the old weights, at their natural strength, may send at most `most_success` of the dummies to the goal, or as
+    many as the old patterns of a rival class send to that class at such a strength, about which nothing was done; this
+    proves nothing alone. A further
     lead, which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself,
     of which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
     nothing (`must_repeat`). Agreement is asked for in the mean over classes (`least_by_class`) and on the surer half
@@ -172,13 +174,14 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
     by_class, sure = kept_agreement(fresh, new, before[0].found.lead.target if before else None)
     run.meter.add(2 * len(fresh), backward=False)
+    others = [max(now.found.others, gone_share * plain_margin) for now in after]
     comparisons = [SearchComparison(
         family=old.found.lead.family if not old.found.lead.window else f"place {old.found.lead.window}",
         target=old.found.lead.target, margin_before=old.found.margin, success_before=old.success,
-        margin_after=now.found.margin, success_after=now.success,
-        others_after=max(now.found.others, gone_share * plain_margin),
-        tolerated=tolerated_share * old.found.lead.unit, old_success_after=success(new, old.natural, fresh, run))
-        for old, now in zip(before, after, strict=True)]
+        margin_after=now.found.margin, success_after=now.success, others_after=reach,
+        tolerated=max(tolerated_share * old.found.lead.unit, tolerated_lead * reach),
+        old_success_after=success(new, old.natural, fresh, run))
+        for old, now, reach in zip(before, after, others, strict=True)]
     goal = comparisons[0].target if comparisons else None
     easier = [c.margin_after > c.others_after + c.tolerated for c in comparisons]
     above_rivals = [c.old_success_after > max((success(new, [t], fresh, run) for t in old.rivals), default=0.0)

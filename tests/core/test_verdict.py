@@ -334,16 +334,19 @@ def test_proof_refuses_what_still_reaches_the_goal(planted: PlantedOf, dummies_f
     assert len(bad.attacks) == 1
 
 
-@pytest.mark.parametrize(("after", "unit", "stands"), [(31.0, 0.0, False), (31.0, 4.0, True), (32.1, 4.0, False)])
-def test_proof_tolerates_half_of_what_a_scan_would_accuse(after: float, unit: float, stands: bool, planted: PlantedOf,
-                                                          dummies_for: DummiesOf,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    """One class is the easiest of a clean network, too: others reach 30 here, and half a unit is no accusation."""
+@pytest.mark.parametrize(("after", "unit", "stands"), [(32.9, 0.0, True), (33.1, 0.0, False), (34.9, 10.0, True),
+                                                      (35.1, 10.0, False)])
+def test_proof_tolerates_half_of_what_a_scan_would_accuse_or_a_tenth(after: float, unit: float, stands: bool,
+                                                                     planted: PlantedOf, dummies_for: DummiesOf,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """One class is the easiest of a clean network, too: others reach 30 here, and half a unit is no accusation. Without
+    the tenth, published-ibau-l2-inv was rolled back for 75.9 where others reached 74.1.
+    """
     told = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=after, limit=30.0,
                  unit=unit)
     assert told.accepted is stands
     assert told.comparisons[0].others_after == 30.0
-    assert told.comparisons[0].tolerated == unit / 2
+    assert told.comparisons[0].tolerated == max(unit / 2, 3.0)
     assert comparison_in_line(told.comparisons[0]) is stands
     assert bool(told.to_unlearn) is not stands
 
