@@ -140,8 +140,10 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
             looked += _followed_and_placed(case, first, by_route=not loud, all_of_them=full or case.plan.full)
             verdict = conclude(looked, first)
-            # What these accuse is searched anew where it is repaired; no other search tells more of it.
-            ordinary = ordinary or (verdict.name == "backdoored" and not loud)
+            # What these accuse is searched anew where it is repaired; no other search tells more of it, nor of goals of
+            # their own where a screen accuses nothing else.
+            ordinary = ordinary or (verdict.name == "backdoored" and (
+                not loud or all(suspect.target is None for suspect in verdict.suspects)))
         if ordinary and not (full or case.plan.full):
             dummies = _curated(case, first, wide=verdict.name == "backdoored")
             return Examined(dummies, verdict, tuple(item.result for item in looked), looked)

@@ -20,7 +20,7 @@ from deepsanitizer.search import places_for, routed, routes
 from deepsanitizer.signals.routes import detect as detect_routes
 from deepsanitizer.signals.routes import valued
 from deepsanitizer.triggers import apply_trigger
-from deepsanitizer.types import Dummies, Evidence, InputSpec, Run, SignalResult, Trigger
+from deepsanitizer.types import Dummies, Evidence, InputSpec, Run, SignalResult, Suspect, Trigger, Verdict, silent
 from deepsanitizer.verdict import judge_screen
 
 PlantedOf: TypeAlias = Callable[[Attack], Planted]
@@ -129,6 +129,19 @@ def test_where_both_accuse_the_louder_speaks_and_no_share_of_a_screens_score_fol
     louder = judge_screen(looked(follows(9.0, PERMUTATION), loud), made_up(), calibration())
     assert (louder.suspects[0].kind, louder.suspects[0].target) == ("all2all", None)
     assert louder.score > alone.score > both.threshold
+
+
+@pytest.mark.parametrize("targets", [(None,), (None, 2)])
+def test_goals_of_their_own_need_no_full_searches_unless_a_class_is_accused_too(
+        targets: tuple[int | None, ...], planted: PlantedOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    suspects = tuple(Suspect(kind="all2all" if k is None else "all2one", source=None, target=k, family="place",
+                             score=2.0) for k in targets)
+    monkeypatch.setattr(examination, "shipped", lambda channels: calibration())
+    monkeypatch.setattr(examination, "conclude", lambda evidence, dummies: Verdict(
+        "backdoored", 2.0, 1.0, True, suspects, "made up", 0.001))
+    case = examination.open_case(planted("none").network, SPEC, "auto", "cpu", 0, "fast", silent, None)
+    stages = {item.result.stage for item in examination.examine(case).evidence}
+    assert ("full" in stages) is (len(targets) > 1)
 
 
 def test_only_what_accuses_is_followed_up_beside_full_evidence() -> None:
