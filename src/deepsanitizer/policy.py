@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deepsanitizer.calibration import FOLLOWING
+from deepsanitizer.calibration import FOLLOWING, PERMUTATION
 from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.repair.bank import Lead, lead_of
 from deepsanitizer.signals import permutation_window, windows_for
@@ -94,11 +94,14 @@ def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05, p
 
 def searched(results: Sequence[SignalResult]) -> list[SignalResult]:
     """Those of the full evidence, on whose scale a remedy depends, and those that follow a screen, where they accuse;
-    those of the screen where there is nothing else.
+    those of the screen where there is nothing else. Goals of their own are told once: by the search for permutations
+    where it accuses, or the same patches would fill the bank twice.
     """
     full = [result for result in results if result.stage == "full"]
     chosen = full + [result for result in results if result.name in FOLLOWING] if full else results
-    return [result for result in chosen if result.name not in FOLLOWING or (result.score or 0.0) >= 1]
+    chosen = [result for result in chosen if result.name not in FOLLOWING or (result.score or 0.0) >= 1]
+    permuting = any(result.name == PERMUTATION for result in chosen)
+    return [result for result in chosen if not permuting or result.kind != "all2all" or result.name == PERMUTATION]
 
 
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:

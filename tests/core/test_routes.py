@@ -1,6 +1,7 @@
 """The search by route and the permutations as what follows a screen: found, judged, followed up, repaired."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import pytest
@@ -151,6 +152,12 @@ def test_only_what_accuses_is_followed_up_beside_full_evidence() -> None:
     assert searched([full, quiet]) == [full]
     assert searched([full, loud]) == [full, loud]
     assert searched([quiet]) == []
+    # Told twice, c10-all2all was searched for twice as many patches and rolled back (docs/research/log.md, 50).
+    (mine, other), own = calibration().placed([follows(9.0, PERMUTATION), full]), replace(
+        full, kind="all2all", target=None, stage="screen", name="screen own goals")
+    assert searched([own, mine]) == [mine]
+    assert searched([own, other]) == [other]
+    assert searched([own]) == [own]
     assert suspect_for(3, [full, quiet]).kind == "all2one"
     assert suspect_for(3, [full, loud]).kind == "specific"
 
