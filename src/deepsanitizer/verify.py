@@ -161,10 +161,10 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     reach five plain margins half lead by more than 7 %. For the strongest, and for other goals, also the patterns found
     on the old weights, at their natural strength, may send at most `most_success` of the dummies to the goal, or as
     many as the old patterns of a rival class send to that class at such a strength, about which nothing was done; this
-    proves nothing alone. A further
-    lead, which did not fill the bank, fails where its old patterns work `as_before`: then it may be the trigger itself,
-    of which the bank held a substitute. Where no attack on the old weights succeeds, its failure on the new ones proves
-    nothing (`must_repeat`). Agreement is asked for in the mean over classes (`least_by_class`) and on the surer half
+    proves nothing alone. A further lead, which did not fill the bank, fails where its old patterns work `mostly`: then
+    it may be the trigger itself, of which the bank held a substitute. Where no attack on the old weights succeeds, its
+    failure on the new ones proves nothing (`must_repeat`). Agreement is asked for in the mean over classes
+    (`least_by_class`) and on the surer half
     (`least_sure`), as `kept_agreement` counts them. On dummies that are not movable the old patterns may lift the goal
     by at most `most_lifted` of what they did before.
     """
