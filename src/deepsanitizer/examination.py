@@ -124,6 +124,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     known = _covered(case)
     if from_report is not None:
         return _from_report(case, from_report, known, full)
+    whole = full or case.plan.full  # evidence, whatever the first look shows
     first: Dummies | None = None
     short: tuple[Evidence, ...] = ()
     looked: tuple[Evidence, ...] = ()
@@ -135,19 +136,18 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
         loud = verdict.name == "backdoored"
         # One goal accused is not overruled by goals of their own (docs/research/log.md, 49).
-        settled = (loud and verdict.suspects[0].target is not None and _calibration(case).rated
-                   and not (full or case.plan.full))
+        settled = loud and verdict.suspects[0].target is not None and _calibration(case).rated and not whole
         if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
-            looked += _followed_and_placed(case, first, by_route=not loud, all_of_them=full or case.plan.full)
+            looked += _followed_and_placed(case, first, by_route=not loud, all_of_them=whole)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it, nor of goals of
             # their own where a screen accuses nothing else.
             ordinary = ordinary or (verdict.name == "backdoored" and (
                 not loud or all(suspect.target is None for suspect in verdict.suspects)))
-        if ordinary and not (full or case.plan.full):
+        if ordinary and not whole:
             dummies = _curated(case, first, wide=verdict.name == "backdoored")
             return Examined(dummies, verdict, tuple(item.result for item in looked), looked)
-    wide = first is None or loud or full or case.plan.full
+    wide = first is None or loud or whole
     dummies = _curated(case, first, wide=wide)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):

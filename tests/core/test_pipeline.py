@@ -71,7 +71,7 @@ def repaired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         Loaded, torch.nn.Module, SanitizeReport, Path]]:
     """A planted patch, stored in half precision, sanitized into a folder.
 
-    Of a seed whose accusation is repeated clearly: that of seed 2 is met again on every other set of dummies only.
+    Of a seed whose accusation is repeated clearly: that of seed 2 is met again on about half of the sets of dummies.
     """
     folder = tmp_path_factory.mktemp("patch")
     loaded = write_folder(another(tmp_path_factory, 5), folder / "model", half=True)

@@ -82,7 +82,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         by_screen = score >= 1
         asked: tuple[str, ...] = FOLLOWING[1:] if by_screen else FOLLOWING  # routes where the screen does not accuse
         if row["shape"][0] != COLOUR or (by_screen and goal is not None):
-            asked = ()  # no rate is stated there, and nothing may accuse alone
+            asked = ()  # no rate is stated there, and nothing may accuse alone; one goal accused is settled
         after = next((r for r in placed if r.name in asked and r.score is not None), None)
         routes = next((r for r in placed if r.name == FOLLOWING[0] and r.source is not None), None)
         if routes is not None and not by_screen:

@@ -94,20 +94,22 @@ def further(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
     return tuple(found)
 
 
-def told_again(screened: Sequence[Evidence]) -> dict[str, Evidence]:
-    """The searches of a screen that full evidence would only repeat: at the family's own strength, and by place. By
-    their names there; a score is still in plain margins, as long as the results were not `placed`.
+def told_again(screened: Sequence[Evidence]) -> dict[str, list[Evidence]]:
+    """The searches of a screen that full evidence would only repeat: at the family's own strength, and by place, which
+    tells of pairs, too. By the search's name there; a score is still in plain margins, as long as the results were not
+    `placed`.
     """
     alike = {name for name, family, share, rate in SCREEN_FAMILIES if (name, share, rate) == (family, 1.0, None)}
-    found = {}
+    found: dict[str, list[Evidence]] = {}
     for item in screened:
         result = item.result
-        name = result.name.removeprefix("screen ")
+        search = name = result.name.removeprefix("screen ")
         if name in ("place", "pairs"):
-            name = f"{name} {result.window}"
+            search, name = f"place {result.window}", f"{name} {result.window}"
         elif name not in alike:
             continue
-        found[name] = replace(item, result=replace(result, name=name, stage="full", passes=0.0, statistic=None))
+        again = replace(item, result=replace(result, name=name, stage="full", passes=0.0, statistic=None))
+        found.setdefault(search, []).append(again)
     return found
 
 
@@ -129,9 +131,8 @@ def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
     evidence: list[Evidence] = []
     enough = False
     for name in sorted(names, key=lambda name: name not in ahead):
-        again = [known[told] for told in (name, name.replace("place", "pairs")) if told in known]
-        if enough or (until is None and again):
-            evidence += again[:1 + name.startswith("place")]
+        if enough or (until is None and name in known):
+            evidence += known.get(name, [])
         else:
             evidence += _searched(name, classifier, dummies, run, purpose=purpose, quick=quick)
             enough = until is not None and until(evidence)
