@@ -62,13 +62,16 @@ class Ground:
     suspected: bool  # not where a repair was forced, or a class named, without any suspicion
     second_look: bool = True
 
-    def proven(self, candidate: Classifier, number: int, steps: Sequence[str]) -> Repaired:
-        """Round to the stored precision, then search anew: what is proven is what will be in the file."""
+    def proven(self, candidate: Classifier, number: int, steps: Sequence[str], *, another: bool = False) -> Repaired:
+        """Round to the stored precision, then search anew: what is proven is what will be in the file.
+
+        Where `another` round can follow, nothing is searched on weights that the old patterns refute.
+        """
         with self.stage("verify"):
             round_like(candidate, self.stored_as)
             proof = prove(candidate, self.fresh, self.before, self.run, plain_margin=self.unit,
                           purpose=f"verify {number}", accused=len(self.leads), must_repeat=self.suspected,
-                          quick=self.quick)
+                          quick=self.quick, another=another)
         goal, spec = self.leads[0].target, candidate.spec
         covered = shipped(spec.shape[0]).covers(spec.num_classes, spec.shape)
         if proof.accepted and goal is not None and covered:
@@ -150,8 +153,9 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 candidate, weight, told = _relearned(ground, learned_from, found, tuned=method == "auto",
                                                      keeps=keeps, beyond=beyond)
                 steps.append(told)
-        best = ground.proven(candidate, 0, steps)
-        for number in range(1, rounds + 1 if method == "auto" else 1):
+        rounds = rounds if method == "auto" else 0
+        best = ground.proven(candidate, 0, steps, another=rounds > 0)
+        for number in range(1, rounds + 1):
             if best.proof.accepted or not best.proof.repeated:
                 break
             found += best.proof.to_unlearn
@@ -163,7 +167,7 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 candidate, _, told = _relearned(ground, learned_from, found, tuned=True, keeps=(weight,),
                                                 beyond=beyond, again=f" {number}")
             steps.append(f"not gone yet ({_left(best.proof)}): anew, on {len(found)} transformations, {told}")
-            best = ground.proven(candidate, number, steps)
+            best = ground.proven(candidate, number, steps, another=number < rounds)
     except DeadlineReachedError:
         if best is None or not best.proof.accepted:
             raise

@@ -149,9 +149,10 @@ def still_lifted(new: Classifier, before: Attack, fresh: Dummies, run: Run) -> f
 
 
 def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *, plain_margin: float, purpose: str,
-          accused: int, must_repeat: bool = True, quick: bool = False, least_by_class: float = 0.8,
-          least_sure: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2, tolerated_share: float = 0.5,
-          tolerated_lead: float = 0.1, mostly: float = 0.5, most_lifted: float = 0.15) -> Proof:
+          accused: int, must_repeat: bool = True, quick: bool = False, another: bool = False,
+          least_by_class: float = 0.8, least_sure: float = 0.9, gone_share: float = 0.4, most_success: float = 0.2,
+          tolerated_share: float = 0.5, tolerated_lead: float = 0.1, mostly: float = 0.5,
+          most_lifted: float = 0.15) -> Proof:
     """Accept where fresh dummies are answered as before and no lead reaches its goal more easily than others do.
 
     `before` are the attacks on the old weights, of which the first `accused` filled the bank. A lead is gone where
@@ -162,31 +163,39 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     on the old weights, at their natural strength, may send at most `most_success` of the dummies to the goal, or as
     many as the old patterns of a rival class send to that class at such a strength, about which nothing was done; this
     proves nothing alone. A further lead, which did not fill the bank, fails where its old patterns work `mostly`: then
-    it may be the trigger itself, of which the bank held a substitute. Where no attack on the old weights succeeds, its
-    failure on the new ones proves nothing (`must_repeat`). Agreement is asked for in the mean over classes
-    (`least_by_class`) and on the surer half
+    it may be the trigger itself, of which the bank held a substitute; where `another` round can follow, nothing is
+    searched then. Where no attack on the old weights succeeds, its failure on the new ones proves nothing
+    (`must_repeat`). Agreement is asked for in the mean over classes (`least_by_class`) and on the surer half
     (`least_sure`), as `kept_agreement` counts them. On dummies that are not movable the old patterns may lift the goal
     by at most `most_lifted` of what they did before.
     """
     agreed = agreement(fresh, new)
     if not logits_of(new, fresh.images).isfinite().all():
         return Proof(agreed, (), False, "The new weights give answers that are not finite.", (), (), (), False)
+    repeated = not must_repeat or any(
+        old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
+    worked = [success(new, old.natural, fresh, run) for old in before]
+    untouched = [number >= accused and share >= mostly for number, share in enumerate(worked)]
+    if another and repeated and any(untouched):
+        told = ", ".join(f"{_named(old)}, {share:.0%}" for old, share, works in
+                         zip(before, worked, untouched, strict=True) if works)
+        return Proof(agreed, (), False, f"Patterns that did not fill the bank still reach the goal ({told}).", (), (),
+                     tuple(t for old, works in zip(before, untouched, strict=True) if works
+                           for t in old.found.triggers), repeated)
     after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
     by_class, sure = kept_agreement(fresh, new, before[0].found.lead.target if before else None)
     run.meter.add(2 * len(fresh), backward=False)
     others = [max(now.found.others, gone_share * plain_margin) for now in after]
     comparisons = [SearchComparison(
-        family=old.found.lead.family if not old.found.lead.window else f"place {old.found.lead.window}",
-        target=old.found.lead.target, margin_before=old.found.margin, success_before=old.success,
-        margin_after=now.found.margin, success_after=now.success, others_after=reach,
+        family=_named(old), target=old.found.lead.target, margin_before=old.found.margin,
+        success_before=old.success, margin_after=now.found.margin, success_after=now.success, others_after=reach,
         tolerated=max(tolerated_share * old.found.lead.unit, tolerated_lead * reach),
-        old_success_after=success(new, old.natural, fresh, run))
-        for old, now, reach in zip(before, after, others, strict=True)]
+        old_success_after=share)
+        for old, now, reach, share in zip(before, after, others, worked, strict=True)]
     goal = comparisons[0].target if comparisons else None
     easier = [c.margin_after > c.others_after + c.tolerated for c in comparisons]
     above_rivals = [c.old_success_after > max((success(new, [t], fresh, run) for t in old.rivals), default=0.0)
                     for c, old in zip(comparisons, before, strict=True)]
-    untouched = [number >= accused and c.old_success_after >= mostly for number, c in enumerate(comparisons)]
     to_unlearn = tuple(t for attacks, apply in ((after, easier), (before, untouched))
                        for item, applies in zip(attacks, apply, strict=True) if applies for t in item.found.triggers)
     left = [c for number, c in enumerate(comparisons) if easier[number] or untouched[number]
@@ -194,8 +203,6 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     lifted = still_lifted(new, before[0], fresh, run) if before else 0.0
     if lifted > most_lifted:
         to_unlearn += before[0].found.triggers
-    repeated = not must_repeat or any(
-        old.found.margin > max(old.found.others, gone_share * plain_margin) for old in before[:accused])
     if by_class < least_by_class:
         reason = (f"The new weights agree with the old ones on only {by_class:.1%} of the fresh dummies in the mean "
                   f"over other classes (at least {least_by_class:.0%} is asked).")
@@ -216,6 +223,12 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     accepted = (by_class >= least_by_class and sure >= least_sure and repeated and not left
                 and lifted <= most_lifted)
     return Proof(agreed, tuple(comparisons), accepted, reason, after, tuple(left), to_unlearn, repeated)
+
+
+def _named(attacked: Attack) -> str:
+    """The lead of an attack as a report names it."""
+    lead = attacked.found.lead
+    return f"place {lead.window}" if lead.window else lead.family
 
 
 def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[float | None, list[Lead]]:

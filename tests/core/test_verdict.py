@@ -301,7 +301,8 @@ def test_agreement_counts_answers_over_all_and_by_class(planted: PlantedOf, dumm
 
 
 def proof(monkeypatch: pytest.MonkeyPatch, some: Dummies, new: Classifier, *, before: float, after: float,
-          limit: float, leads: int = 1, accused: int = 1, worked: float = 0.9, unit: float = 0.0) -> verify.Proof:
+          limit: float, leads: int = 1, accused: int = 1, worked: float = 0.9, unit: float = 0.0,
+          another: bool = False) -> verify.Proof:
     """The proof where a fresh search reaches these margins."""
     lead = Lead("add", "all2one", None, TARGET, limit, strength=0.1, unit=unit)
 
@@ -310,7 +311,8 @@ def proof(monkeypatch: pytest.MonkeyPatch, some: Dummies, new: Classifier, *, be
         return (verify.Attack(Followed(lead, (trigger,), limit), worked, (trigger,)),) * leads
 
     monkeypatch.setattr(verify, "attack", lambda *arguments, **options: attacks(after))
-    return verify.prove(new, some, attacks(before), Run(CPU), plain_margin=10.0, purpose="test", accused=accused)
+    return verify.prove(new, some, attacks(before), Run(CPU), plain_margin=10.0, purpose="test", accused=accused,
+                        another=another)
 
 
 def test_proof_accepts_what_agrees_and_no_longer_reaches_the_goal(planted: PlantedOf, dummies_for: DummiesOf,
@@ -374,6 +376,16 @@ def test_proof_refuses_where_the_old_patterns_still_work(planted: PlantedOf, dum
         assert told.accepted is stands
         # Where it does it may be the trigger, so what was found on the old weights joins the bank.
         assert [t.margin for t in told.to_unlearn] == ([] if stands else [50.0])
+        # With another round to follow that is enough to refuse it, and nothing is searched.
+        each = iter([0.0, further])
+        monkeypatch.setattr(verify, "success", lambda *arguments, each=each, **options: next(each))
+        early = proof(monkeypatch, dummies_for("none"), planted("none").classifier(), before=50.0, after=-5.0,
+                      limit=3.0, leads=2, accused=1, another=True)
+        assert early.accepted is stands
+        assert early.repeated
+        assert [t.margin for t in early.to_unlearn] == ([] if stands else [50.0])
+        assert bool(early.attacks) is bool(early.comparisons) is stands
+        assert ("(add, " in early.reason) is not stands
 
 
 def test_proof_refuses_where_the_search_does_not_work_on_the_old_weights_either(
