@@ -31,7 +31,6 @@ from deepsanitizer.types import (
 T = TypeVar("T")
 
 
-
 def scan(model: Loaded | nn.Module, *, spec: InputSpec | None = None, layer: str = "auto", device: str = "auto",
          seed: int = 0, effort: Effort = "standard", screen: bool = False, progress: Progress = silent,
          timeout: float | None = None) -> ScanReport:
@@ -97,7 +96,9 @@ def sanitize_with_candidate(
     case = open_case(model, spec, layer, device, seed, effort, progress, timeout)
     if target is not None and not 0 <= target < case.loaded.spec.num_classes:
         raise UsageError(f"there is no class {target}", f"Choose 0 to {case.loaded.spec.num_classes - 1}.")
-    examined = examine(case, from_report, full=force or target is not None)
+    # What a report accuses is repaired from its suspects; only what nobody accused needs full evidence.
+    named = from_report is not None and bool(from_report.suspects)
+    examined = examine(case, from_report, full=target is not None or (force and not named))
     return finish(case, examined, method=method, output=output, target=target, force=force)
 
 

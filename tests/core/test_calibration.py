@@ -315,3 +315,10 @@ def test_a_scan_goes_on_where_the_first_look_finds_something(planted: PlantedOf,
     console = Console(file=io.StringIO(), width=100)
     to_text(found, console)
     assert "alone they do not accuse" in console.file.getvalue()  # type: ignore[attr-defined]
+    # A report whose suspect the short searches name by themselves is enough to repair from, forced or not.
+    alone = replace(found, signals=[signal for signal in found.signals if signal.stage == "screen"])
+    for force in (False, True):
+        _, told = sanitize(model, spec=SPEC, from_report=alone, force=force, method="clp", effort="fast", device="cpu")
+        assert told.outcome in ("accepted", "rolled_back")
+    with pytest.raises(UsageError, match="short searches"):
+        sanitize(model, spec=SPEC, from_report=alone, target=TARGET, device="cpu")
