@@ -285,7 +285,7 @@ def _left(proof: Proof) -> str:
     """What still stood in a proof's way, for the report."""
     told = [f"{c.family}: margin {c.margin_after:.1f}, others {c.others_after:.1f} + {c.tolerated:.1f}, old patterns "
             f"{c.old_success_after:.0%}" for c in proof.left]
-    return "; ".join(told) or proof.reason
+    return "; ".join(told) or proof.reason.removesuffix(".")
 
 
 def _names(found: Sequence[Trigger]) -> str:

@@ -5,14 +5,15 @@
 Every model follows from its group and number alone: data set and classes, architecture, width, epochs, attack, target
 and seed are drawn by a generator seeded with both. What is there already is not trained again. Groups: `calibration`
 (clean; the threshold is chosen on these alone), `develop` (trojaned; to develop signals and their weights on), `clean`
-and `trojaned` (for testing only), and of the last three the same on spectrograms of spoken digits (`speech-…`). Some
-clean models are trained adversarially, so that their natural universal patterns are strong.
+and `trojaned` (for testing only), the same but `develop` on spectrograms of spoken digits (`speech-…`), and networks of
+the test groups trained again for longer, with all else as it was (`longer-…`). Some clean models are trained
+adversarially, so that their natural universal patterns are strong.
 """
 
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +28,11 @@ from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import WorkError
 
-Group = Literal["calibration", "develop", "clean", "trojaned", "speech-calibration", "speech-clean", "speech-trojaned"]
+Group = Literal["calibration", "develop", "clean", "trojaned", "speech-calibration", "speech-clean", "speech-trojaned",
+                "longer-clean", "longer-trojaned"]
 SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 118, "trojaned": 72, "speech-calibration": 12,
-                           "speech-clean": 10, "speech-trojaned": 12}
+                           "speech-clean": 10, "speech-trojaned": 12, "longer-clean": 118, "longer-trojaned": 72}
+LONGER = "longer-"
 TROJANED = ("develop", "trojaned", "speech-trojaned")
 
 NETWORKS = "deepsanitizer.bench.networks"
@@ -58,6 +61,11 @@ class Hardened:
 
 def recipe_of(group: Group, number: int) -> Recipe:
     """What one model of a group is; the same on every machine."""
+    if group.startswith(LONGER):
+        shorter = recipe_of(group.removeprefix(LONGER), number)  # type: ignore[arg-type]
+        if shorter.data == "cifar10":
+            return replace(shorter, images=None, epochs=12)
+        return replace(shorter, epochs=3 * shorter.epochs)
     draw = random.Random(f"{group} {number}")
     networks: tuple[str, ...] = SPEECH
     if group.startswith("speech"):
