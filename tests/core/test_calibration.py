@@ -15,7 +15,7 @@ from rich.console import Console
 
 from deepsanitizer import examination
 from deepsanitizer.bench.calibrate import LEAST_OF_A_KIND, calibrated, tables
-from deepsanitizer.bench.verdicts import auroc, interval, judged, planted
+from deepsanitizer.bench.judging import auroc, interval, judged, planted
 from deepsanitizer.calibration import (
     LEVEL,
     MOST,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deepsanitizer import examination
-from deepsanitizer.bench.verdicts import judged
+from deepsanitizer.bench.judging import judged
 from deepsanitizer.calibration import FOLLOWING, FOLLOWING_LEVEL, VOTING, Calibration, quantile
 from deepsanitizer.classifier import classifier_of, logits_of
 from deepsanitizer.pipeline import sanitize, scan

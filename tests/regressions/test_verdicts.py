@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from deepsanitizer.bench.calibrate import tables
-from deepsanitizer.bench.detection import load_rows
-from deepsanitizer.bench.verdicts import judged, report
+from deepsanitizer.bench.judging import judged
+from deepsanitizer.bench.verdicts import groups_of, report
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 pytestmark = pytest.mark.skipif(not (RESULTS / "detection").is_dir(), reason="the stored rows are not installed")
@@ -21,10 +21,7 @@ pytestmark = pytest.mark.skipif(not (RESULTS / "detection").is_dir(), reason="th
 
 @pytest.fixture(scope="module")
 def groups() -> dict[str, list[dict[str, Any]]]:
-    folder = RESULTS / "detection"
-    return {name + suffix: load_rows(folder / name, what)  # type: ignore[arg-type]
-            for name in ("calibration", "clean", "trojaned", "zoo")
-            for suffix, what in (("", "screen"), (".published", "published"))}
+    return groups_of(RESULTS / "detection")
 
 
 def test_the_table_in_the_docs_is_what_the_stored_screens_say(groups: dict[str, list[dict[str, Any]]]) -> None:

@@ -3,142 +3,29 @@
     python -m deepsanitizer.bench.verdicts --results benchmarks/results/detection \
         --output benchmarks/results/detection.md
 
-Reads the rows of `bench.detection` in the folders `calibration`, `clean` and `trojaned` (and `zoo`, where there is
-one). The threshold comes from the calibration alone. A trojaned model counts where the backdoor was planted: with an
-ASR of at least `PLANTED` percent. `inconclusive` counts as a miss.
+Reads the rows of `bench.detection` in the folders `calibration`, `clean` and `trojaned` (and `zoo`, `longer-clean` and
+`longer-trojaned`, where they are there). The threshold comes from the calibration alone. A trojaned model counts where
+the backdoor was planted: with an ASR of at least `judging.PLANTED` percent. `inconclusive` counts as a miss.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import click
 
-from deepsanitizer.bench.calibrate import calibrated, compared_with, nulls_of, taken
+from deepsanitizer.bench.calibrate import compared_with, nulls_of
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
-from deepsanitizer.calibration import COLOUR, FOLLOWING, LEVEL, REACHED, VOTING, accusations, quantile, read
+from deepsanitizer.bench.judging import Judged, Row, auroc, counted, judged, share
+from deepsanitizer.bench.population import LONGER
+from deepsanitizer.calibration import COLOUR, FOLLOWING, LEVEL, VOTING, quantile
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
-from deepsanitizer.types import Evidence
-from deepsanitizer.verdict import meant, names_source
 
-PLANTED = {"all2one": 60.0, "specific": 60.0, "all2all": 35.0}  # percent
 # The signals that search the family of an attack.
 OF_ATTACK = {"patch": ("screen place", "screen own goals"), "blend": ("screen blend",),
              "tint": ("screen filter",), "warp": ("screen warp",), "grating": ("screen grating",)}
-Row: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One model with its score; 1 and more accuses."""
-
-    row: Row
-    score: float
-    target: int | None
-    source: int | None
-    kind: str
-    by_screen: bool  # accused by the screen alone
-
-    @property
-    def accused(self) -> bool:
-        """Whether the verdict is `backdoored`."""
-        return self.score >= 1
-
-    @property
-    def inconclusive(self) -> bool:
-        """Whether the dummies do not represent the model and nothing accuses."""
-        return not self.accused and bool(self.row["reached"] < REACHED)
-
-
-def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[str, ...] = ()) -> list[Judged]:
-    """Scores of rows against clean ones, with some signals (by the beginning of their names) switched off.
-
-    A score is that of the screen or of a search that follows it, whichever is greatest; routes are searched only where
-    the screen does not accuse, permutations where it does not accuse one goal. Goals are ranked by the screen, as in
-    the tool, unless what follows accuses.
-    """
-    kept = [_without(row, without) for row in calibration]
-    kinds = {row["shape"][0] for row in rows}
-    known = {channels: read(calibrated(compared_with(kept, channels))) for channels in kinds}
-    out = []
-    for row in rows:
-        table = known[row["shape"][0]]
-        threshold = table.threshold()
-        results = _without(row, without)["results"]
-        told = accusations(results, table.nulls)
-        goal = max(told, key=lambda goal: told[goal], default=None)
-        placed = sorted(table.placed(results), key=lambda r: -(r.score or 0.0))
-        pair = next((r for r in placed if r.kind == "specific" and r.name not in FOLLOWING), None)
-        if (pair is not None and pair.target == goal and meant(Evidence(pair)).result.kind == "specific"
-                and names_source(pair, [r for r in placed if r.name not in FOLLOWING])):
-            kind: str = "specific"
-        else:
-            kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
-        source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
-        by_screen = score >= 1
-        asked: tuple[str, ...] = FOLLOWING[1:] if by_screen else FOLLOWING  # routes where the screen does not accuse
-        if row["shape"][0] != COLOUR or (by_screen and goal is not None):
-            asked = ()  # no rate is stated there, and nothing may accuse alone; one goal accused is settled
-        after = next((r for r in placed if r.name in asked and r.score is not None), None)
-        routes = next((r for r in placed if r.name == FOLLOWING[0] and r.source is not None), None)
-        if routes is not None and not by_screen:
-            source = routes.source  # what the report shows of sources, whether it accuses or not
-        if after is not None and row["reached"] >= REACHED and (after.score or 0.0) > score:
-            score = after.score or 0.0
-            if score >= 1:  # below it the tool ranks goals by the screen
-                goal, source, kind = after.target, after.source, after.kind
-        out.append(Judged(row, score, goal, source, kind, by_screen))
-    return out
-
-
-def _without(row: Row, names: tuple[str, ...]) -> Row:
-    return row | {"results": [r for r in row["results"] if not r.name.startswith(names)]} if names else row
-
-
-def planted(row: Row) -> bool:
-    """Whether the training put the backdoor in."""
-    asr = row["truth"]["asr"]
-    return asr is not None and asr >= PLANTED[row["truth"]["mode"]]
-
-
-def auroc(clean: Sequence[float], trojaned: Sequence[float]) -> float:
-    """Share of pairs in which the trojaned one scores higher; ties count half."""
-    if not clean or not trojaned:
-        return math.nan
-    won = sum((bad > good) + 0.5 * (bad == good) for bad in trojaned for good in clean)
-    return won / (len(clean) * len(trojaned))
-
-
-def interval(hits: int, count: int, *, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, JASA 1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    share, extra = hits / count, z * z / count
-    middle = (share + extra / 2) / (1 + extra)
-    half = z * math.sqrt(share * (1 - share) / count + extra / (4 * count)) / (1 + extra)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def share(of: Sequence[Judged], holds: Callable[[Judged], bool]) -> str:
-    """A share in percent with its interval and its counts; a dash where there is nothing."""
-    if not of:
-        return "–"
-    hits = sum(map(holds, of))
-    low, high = interval(hits, len(of))
-    return f"{hits / len(of):.1%} ({hits}/{len(of)}, {low:.0%} to {high:.0%})"
-
-
-def counted(groups: dict[str, list[Row]]) -> tuple[list[Row], list[Row], list[Row]]:
-    """The networks that the calibration takes, the clean ones that it covers, and the trojaned ones with the backdoor
-    in place. Those of them that it does not cover are refused by the tool, and count as they score.
-    """
-    covers = read(calibrated(groups["calibration"])).covers
-    return (taken(groups["calibration"]), [row for row in groups["clean"] if covers(row["classes"], row["shape"])],
-            [row for row in groups["trojaned"] if planted(row)])
 
 
 def report(groups: dict[str, list[Row]]) -> str:
@@ -151,8 +38,8 @@ def report(groups: dict[str, list[Row]]) -> str:
             f"are left out. Threshold: {LEVEL:.0%} of the calibration; networks of colour images are compared with "
             f"the {len(compared_with(calibration, COLOUR))} of their like, others (spectrograms of speech) with all.",
             "",
-            "| | all |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in _main(good_scores, bad_scores)),
-            "", "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
+            *_by_training(good_scores, bad_scores), "",
+            "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
             f"found {_thumb(bad)} trojaned, accused {_thumb(clean)} clean and {_thumb(calibration)} calibration "
             "networks.", "", "## By attack", "", "| attack | models | found | without its family's signals |",
             "| --- | --- | --- | --- |"]
@@ -177,6 +64,30 @@ def report(groups: dict[str, list[Row]]) -> str:
     if groups.get("zoo"):
         told += ["", "## The zoo", "", *_zoo(judged(groups["zoo"], calibration))]
     return "\n".join(told) + "\n"
+
+
+def groups_of(results: Path) -> dict[str, list[Row]]:
+    """All rows by group; those of the published detectors by group and `.published`. Networks trained for longer are of
+    the group from which they come.
+    """
+    kinds: dict[str, What] = {"": "screen", ".published": "published"}
+    return {name + suffix: [row for folder in (name, LONGER + name) for row in load_rows(results / folder, what)]
+            for name in ("calibration", "clean", "trojaned", "zoo") for suffix, what in kinds.items()}
+
+
+def _by_training(good: Sequence[Judged], bad: Sequence[Judged]) -> list[str]:
+    """The figures over all networks and, where some were trained for longer, on these and on the same ones before."""
+    names = {j.row["model"] for j in [*good, *bad]}
+    longer = {name for name in names if name.startswith(LONGER)}
+    before = {name.removeprefix(LONGER) for name in longer} & names
+    columns = {"all": _main(good, bad)}
+    if longer:
+        for name, some in (("trained briefly", names - longer), ("trained for longer", longer),
+                           ("the same, trained briefly", before)):
+            columns[name] = _main(*([j for j in judged_ones if j.row["model"] in some] for judged_ones in (good, bad)))
+    rows = zip(*columns.values(), strict=True)
+    return ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns),
+            *(f"| {cells[0][0]} | " + " | ".join(value for _, value in cells) + " |" for cells in rows)]
 
 
 def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]]:
@@ -296,9 +207,7 @@ def _zoo(zoo: Sequence[Judged]) -> list[str]:
 @click.option("--image", type=click.Path(path_type=Path), help="Where to draw the two score distributions.")
 def main(results: Path, output: Path, image: Path | None) -> None:
     """See the module."""
-    kinds: dict[str, What] = {"": "screen", ".published": "published"}
-    groups = {name + suffix: load_rows(results / name, what) for name in ("calibration", "clean", "trojaned", "zoo")
-              for suffix, what in kinds.items()}
+    groups = groups_of(results)
     if not all(groups[name] for name in ("calibration", "clean", "trojaned")):
         raise UsageError(f"{results} lacks rows of the calibration, of clean or of trojaned models",
                          "Run deepsanitizer.bench.detection first.")
