@@ -5,9 +5,9 @@
 Every model follows from its group and number alone: data set and classes, architecture, width, epochs, attack, target
 and seed are drawn by a generator seeded with both. What is there already is not trained again. Groups: `calibration`
 (clean; the threshold is chosen on these alone), `develop` (trojaned; to develop signals and their weights on), `clean`
-and `trojaned` (for testing only), the same but `develop` on spectrograms of spoken digits (`speech-…`), and networks of
-the test groups trained again for longer, with all else as it was (`longer-…`). Some clean models are trained
-adversarially, so that their natural universal patterns are strong.
+and `trojaned` (for testing only), the same but `develop` on spectrograms of spoken digits (`speech-…`), and the same
+networks trained for longer, with all else as it was (`longer-…`). Some clean models are trained adversarially, so that
+their natural universal patterns are strong.
 """
 
 import functools
@@ -29,9 +29,10 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import WorkError
 
 Group = Literal["calibration", "develop", "clean", "trojaned", "speech-calibration", "speech-clean", "speech-trojaned",
-                "longer-clean", "longer-trojaned"]
+                "longer-calibration", "longer-clean", "longer-trojaned"]
 SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 118, "trojaned": 72, "speech-calibration": 12,
-                           "speech-clean": 10, "speech-trojaned": 12, "longer-clean": 118, "longer-trojaned": 72}
+                           "speech-clean": 10, "speech-trojaned": 12, "longer-calibration": 110, "longer-clean": 118,
+                           "longer-trojaned": 72}
 LONGER = "longer-"
 TROJANED = ("develop", "trojaned", "speech-trojaned")
 
