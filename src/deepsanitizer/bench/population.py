@@ -29,10 +29,10 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import WorkError
 
 Group = Literal["calibration", "develop", "clean", "trojaned", "speech-calibration", "speech-clean", "speech-trojaned",
-                "longer-calibration", "longer-clean", "longer-trojaned"]
+                "longer-calibration", "longer-develop", "longer-clean", "longer-trojaned"]
 SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 118, "trojaned": 72, "speech-calibration": 12,
-                           "speech-clean": 10, "speech-trojaned": 12, "longer-calibration": 110, "longer-clean": 118,
-                           "longer-trojaned": 72}
+                           "speech-clean": 10, "speech-trojaned": 12, "longer-calibration": 110, "longer-develop": 24,
+                           "longer-clean": 118, "longer-trojaned": 72}
 LONGER = "longer-"
 TROJANED = ("develop", "trojaned", "speech-trojaned")
 

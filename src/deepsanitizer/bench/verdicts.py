@@ -67,12 +67,14 @@ def report(groups: dict[str, list[Row]]) -> str:
 
 
 def groups_of(results: Path) -> dict[str, list[Row]]:
-    """All rows by group; those of the published detectors by group and `.published`. Networks trained for longer are of
-    the group from which they come.
+    """All rows by group; those of the published detectors by group and `.published`. Test networks that were trained
+    for longer are of the group from which they come.
     """
     kinds: dict[str, What] = {"": "screen", ".published": "published"}
-    return {name + suffix: [row for folder in (name, LONGER + name) for row in load_rows(results / folder, what)]
-            for name in ("calibration", "clean", "trojaned", "zoo") for suffix, what in kinds.items()}
+    folders = {"calibration": ("calibration",), "zoo": ("zoo",), "clean": ("clean", f"{LONGER}clean"),
+               "trojaned": ("trojaned", f"{LONGER}trojaned")}
+    return {name + suffix: [row for folder in mine for row in load_rows(results / folder, what)]
+            for name, mine in folders.items() for suffix, what in kinds.items()}
 
 
 def _by_training(good: Sequence[Judged], bad: Sequence[Judged]) -> list[str]:
