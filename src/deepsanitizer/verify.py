@@ -170,6 +170,7 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     by at most `most_lifted` of what they did before.
     """
     agreed = agreement(fresh, new)
+    run.meter.add(2 * len(fresh), backward=False)
     if not logits_of(new, fresh.images).isfinite().all():
         return Proof(agreed, (), False, "The new weights give answers that are not finite.", (), (), (), False)
     repeated = not must_repeat or any(
@@ -177,14 +178,12 @@ def prove(new: Classifier, fresh: Dummies, before: Sequence[Attack], run: Run, *
     worked = [success(new, old.natural, fresh, run) for old in before]
     untouched = [number >= accused and share >= mostly for number, share in enumerate(worked)]
     if another and repeated and any(untouched):
-        told = ", ".join(f"{_named(old)}, {share:.0%}" for old, share, works in
-                         zip(before, worked, untouched, strict=True) if works)
+        refuting = [(old, share) for old, share, works in zip(before, worked, untouched, strict=True) if works]
+        told = ", ".join(f"{_named(old)}, {share:.0%}" for old, share in refuting)
         return Proof(agreed, (), False, f"Patterns that did not fill the bank still reach the goal ({told}).", (), (),
-                     tuple(t for old, works in zip(before, untouched, strict=True) if works
-                           for t in old.found.triggers), repeated)
+                     tuple(trigger for old, _ in refuting for trigger in old.found.triggers), repeated)
     after = attack(new, fresh, [old.found.lead for old in before], run, purpose=purpose, quick=quick)
     by_class, sure = kept_agreement(fresh, new, before[0].found.lead.target if before else None)
-    run.meter.add(2 * len(fresh), backward=False)
     others = [max(now.found.others, gone_share * plain_margin) for now in after]
     comparisons = [SearchComparison(
         family=_named(old), target=old.found.lead.target, margin_before=old.found.margin,

@@ -28,7 +28,7 @@ _VERDICT_CODES = {"clean": ExitCode.CLEAN, "suspicious": ExitCode.FOUND, "backdo
 _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thorough"]), default="standard",
                        show_default=True, help="How long to search. For 10 classes a repair takes about 150,000 passes "
                        "of one image with `fast`, which does not scan the repaired network anew, and 240,000 to "
-                       "310,000 with `standard`.")
+                       "300,000 with `standard`.")
 
 
 @click.command(short_help="Is there a backdoor in a model? A verdict and a report.")
