@@ -20,6 +20,7 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.curate import curate_features
 from deepsanitizer.repair import tune
 from deepsanitizer.split import LayerInfo
+from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Loaded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,10 +124,10 @@ def test_each_part_is_taken_out_in_turn_and_measured(folder: Path, tmp_path: Pat
     rows = {row["variant"]: row for row in (json.loads(file.read_text()) for file in results.glob("*.json"))}
     assert set(rows) == set(names)
     assert rows["whole"]["candidate"]["asr"] < rows["whole"]["before"]["asr"] - 50
-    assert len(tunes) == sum(rows[name]["candidate"] is not None for name in names if name != "no tune")
+    assert len(tunes) >= sum(rows[name]["candidate"] is not None for name in names if name != "no tune")
     held = rows["family held out"]
     assert held["family"] != rows["whole"]["family"]
-    assert (held["candidate"] is None) == (held["target"] is None)
+    assert (held["candidate"] is None) == (held["target"] is None) == (held["outcome"] == "unchanged")
     told = ablations.table(list(rows.values()))
     assert told.count("\n") == 3 + len(names)
     assert "1 of 1" in next(line for line in told.splitlines() if line.startswith("| whole"))
@@ -136,11 +137,31 @@ def test_each_part_is_taken_out_in_turn_and_measured(folder: Path, tmp_path: Pat
 
 
 def test_a_model_left_as_it_was_counts_as_not_removed() -> None:
-    row = {"model": "a", "variant": "family held out", "before": {"acc": 90.0, "asr": 99.0}, "candidate": None,
-           "verdict": "clean", "target": None, "family": None}
+    row: dict[str, Any] = {"model": "a", "variant": "family held out", "before": {"acc": 90.0, "asr": 99.0},
+                           "candidate": None, "verdict": "clean", "target": None, "family": None,
+                           "outcome": "unchanged"}
     told = ablations.table([row])
     assert "clean, not repaired" in told
     assert "0 of 1 | 99.0 | 0.00" in told
+    row |= {"candidate": {"acc": 80.0, "asr": 1.0}, "verdict": "backdoored", "target": 2, "family": "add"}
+    for outcome, after in (("rolled_back", "0 of 1 | 99.0 | 0.00"), ("accepted", "0 of 1 | 1.0 | 10.00")):
+        told = ablations.table([row | {"outcome": outcome}])
+        assert f"80.0 / 1.0 (add → 2, {outcome.replace('_', ' ')})" in told
+        assert after in told
+
+
+def test_inside_the_dictionary_lacks_one_wave_and_its_neighbours() -> None:
+    def waves() -> set[tuple[float, ...]]:
+        entries = FAMILIES["grating"].entries
+        assert entries is not None
+        return set(map(tuple, entries((3, 32, 32))["wave"].tolist()))
+
+    every = waves()
+    with ablations.without_entries():
+        left = waves()
+    assert every - left == {(down, sign * right) for down, sign in ((0, 1), (1, 1), (1, -1)) for right in (5, 6, 7)}
+    assert left < every
+    assert waves() == every
 
 
 @pytest.mark.usefixtures("made_up")

@@ -2,23 +2,26 @@
 
     python -m deepsanitizer.bench.ablations --models c10-badnet,c10-blend
 
-Every variant is the first rung of `auto` (bank, closed form at the heaviest weight, confined tune, overshoot) with one
-change. It is measured on real test images whether or not it would be accepted, and stands beside what the old patterns
-still do on dummies. `family held out` searches and judges without the family of the strongest signal. Resumable: one
-JSON a model and variant.
+Most variants are the first rung of `auto` (bank, closed form at the heaviest weight, confined tune, overshoot) with one
+change. They are measured on real test images whether or not they would be accepted, and stand beside what the old
+patterns still do on dummies. The last two are the whole of `auto`, with its proof and its further rounds: `family held
+out` searches, judges and repairs without the family of the strongest signal (and without the second look, which has
+that family), `entries held out` with a dictionary of gratings that lacks the wave of the zoo's sinusoid and its
+neighbours. Resumable: one JSON a model and variant.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
 
-from deepsanitizer import examination, facts, loading, policy, removal
+from deepsanitizer import examination, facts, loading, removal
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.datasets import shared_folder
 from deepsanitizer.bench.proxies import Row
@@ -29,10 +32,12 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.removal import BEYOND, KEEPS, Ground, confined_tune, without_goals
 from deepsanitizer.repair import bank, bound, closed_form, overshoot, tune
 from deepsanitizer.report import write
-from deepsanitizer.types import Dummies, Run, Trigger, silent
+from deepsanitizer.triggers import FAMILIES
+from deepsanitizer.types import Dummies, Loaded, Run, Trigger, silent
 from deepsanitizer.verify import success
 
 Bank = Sequence[Trigger]
+WAVE = (0.0, 6.0)  # the zoo's sinusoid: periods down, right
 
 
 def ordinary(ground: Ground, found: Bank) -> Dummies:
@@ -53,8 +58,8 @@ def some(count: int) -> Callable[[Ground, Bank], Dummies]:
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to repair: keywords of the closed form (None leaves it out), tuned or not, the tune confined or as it is
-    alone, how far beyond (None: not), from which dummies, with how many of the bank's transformations, with the
-    strongest signal's family held out or not; or bounds in their place.
+    alone, how far beyond (None: not), from which dummies, with how many of the bank's transformations; or bounds in
+    their place; or the whole of `auto` with something `held_out`.
     """
 
     relearn: Mapping[str, Any] | None = field(default_factory=dict)
@@ -63,8 +68,8 @@ class Variant:
     beyond: float | None = BEYOND[0]
     dummies: Callable[[Ground, Bank], Dummies] = ordinary
     most: int | None = None
-    held_out: bool = False
     bounded: bool = False
+    held_out: Literal["", "family", "entries"] = ""
 
 
 VARIANTS: dict[str, Variant] = {
@@ -84,8 +89,9 @@ VARIANTS: dict[str, Variant] = {
     "100 dummies": Variant(dummies=some(100)),
     "200 dummies": Variant(dummies=some(200)),
     "400 dummies": Variant(dummies=some(400)),
-    "family held out": Variant(held_out=True),
     "bounds in place of all": Variant(bounded=True),
+    "family held out": Variant(held_out="family"),
+    "entries held out": Variant(held_out="entries"),
 }
 
 
@@ -109,54 +115,97 @@ def _tune_alone(old: Classifier, start: Classifier, dummies: Dummies, found: Ban
     return tune.repair(old, dummies, found, run, start=start)
 
 
-def without_family(case: examination.Case, examined: examination.Examined, family: str) -> examination.Examined:
+def without_family(examined: examination.Examined, family: str) -> examination.Examined:
     """The same evidence without one family's signals, judged anew."""
     evidence = tuple(e for e in examined.evidence if e.result.family != family)
     return replace(examined, evidence=evidence, results=tuple(e.result for e in evidence),
                    verdict=examination.conclude(evidence, examined.dummies))
 
 
+@contextmanager
+def without_entries(wave: tuple[float, float] = WAVE, *, within: float = 1.0) -> Iterator[None]:
+    """Inside, the dictionary of gratings lacks what is at most `within` periods from a wave on both axes."""
+    family = FAMILIES["grating"]
+    every = family.entries
+    assert every is not None
+
+    def entries(shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+        found = every(shape)
+        # A wave and its opposite are one; the dictionary's go down or, where they do not, to the right.
+        near = [((sign * found["wave"] - torch.tensor(wave)).abs() <= within).all(1) for sign in (1, -1)]
+        return {name: value[~(near[0] | near[1])] for name, value in found.items()}
+
+    FAMILIES["grating"] = replace(family, entries=entries)
+    try:
+        yield
+    finally:
+        FAMILIES["grating"] = family
+
+
+def held_out(loaded: Loaded, case: examination.Case, examined: examination.Examined, family: str,
+             what: str) -> tuple[Row, Classifier | None]:
+    """The whole of `auto` without a family or without dictionary entries: what is accused, and the last candidate."""
+    if what == "family":
+        return _whole(replace(case, plan=replace(case.plan, second_look=False)), without_family(examined, family))
+    with without_entries():
+        case = _opened(loaded)
+        return _whole(case, examination.examine(case))
+
+
+def _whole(case: examination.Case, examined: examination.Examined) -> tuple[Row, Classifier | None]:
+    suspects = examination.accused(examined, None, False)
+    told: Row = {"verdict": examined.verdict.name, "target": suspects[0].target if suspects else None,
+                 "family": suspects[0].family if suspects else None, "outcome": "unchanged"}
+    if not suspects:
+        return told, None
+    last = removal.remove(_ground(case, examined), "auto", rounds=case.plan.rounds)
+    return told | {"outcome": "accepted" if last.proof.accepted else "rolled_back"}, last.classifier
+
+
+def _ground(case: examination.Case, examined: examination.Examined) -> Ground:
+    return removal.prepare(case.parts, examined.dummies, examined.results, examination.accused(examined, None, False),
+                           case.plan, case.run, case.clock.stage, stored_as=case.loaded.checkpoint)
+
+
+def _opened(loaded: Loaded) -> examination.Case:
+    return examination.open_case(loaded, None, "auto", "auto", 0, "standard", silent, None)
+
+
 def run_model(zoo: Path, model: str, names: Sequence[str], images: int, results: Path, label: str) -> None:
     """Scan one model once, and run the variants that have no result yet."""
     loaded = loading.load(zoo / model, import_from=code_of(zoo))
-    case = examination.open_case(loaded, None, "auto", "auto", 0, "standard", silent, None)
+    case = _opened(loaded)
     examined = examination.examine(case)
     suspects = examination.accused(examined, None, False)
     if not suspects:
         raise click.ClickException(f"{model} is not accused ({examined.verdict.name}): there is no repair to vary")
-    ground = removal.prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
-                             case.clock.stage, stored_as=loaded.checkpoint)
-    before, whole = evaluated(zoo, model, None, images), _bank(ground)
+    before, ground = evaluated(zoo, model, None, images), None
+    found: Bank = ()
     for name in names:
         if (path := result_path(results, model, name)).exists():
             continue
         variant, began = VARIANTS[name], time.monotonic()
         row: Row = {"model": model, "variant": name, "label": label, "images": images, "before": before,
                     "candidate": None, "target": suspects[0].target, "family": suspects[0].family}
-        found: Bank | None = whole
         if variant.held_out:
-            without = without_family(case, examined, suspects[0].family)
-            named = examination.accused(without, None, False)
-            row |= {"verdict": without.verdict.name, "target": named[0].target if named else None,
-                    "family": named[0].family if named else None}
-            found = None
-            if named:
-                leads, _ = policy.leads_for(named, without.results, loaded.spec.shape,
-                                            movable=examined.dummies.movable)
-                found = _bank(replace(ground, leads=tuple(bank.matched(
-                    case.parts.classifier, examined.dummies, leads, case.run, plain_margin=ground.unit))))
-        if found is not None:
+            told, candidate = held_out(loaded, case, examined, suspects[0].family, variant.held_out)
+            row |= told
+        else:
+            if ground is None:
+                ground = _ground(case, examined)
+                found = _bank(ground)
             candidate = repaired(ground, found, variant)
             facts.round_like(candidate, loaded.checkpoint)
-            hits = success(candidate, ground.before[0].natural, ground.fresh, ground.run)
-            row |= {"old_patterns": hits, "candidate": measured(zoo, model, candidate.network.state_dict(), images)}
+            row["old_patterns"] = success(candidate, ground.before[0].natural, ground.fresh, ground.run)
+        if candidate is not None:
+            row["candidate"] = measured(zoo, model, candidate.network.state_dict(), images)
         row["seconds"] = round(time.monotonic() - began, 1)
         write(json.dumps(row, indent=1), path)
 
 
 def _bank(ground: Ground) -> Bank:
-    return [trigger for lead in ground.leads for trigger in bank.follow(
-        ground.parts.classifier, ground.dummies, lead, ground.run, purpose="bank", **bank.FULL).triggers]
+    return tuple(trigger for lead in ground.leads for trigger in bank.follow(
+        ground.parts.classifier, ground.dummies, lead, ground.run, purpose="bank", **bank.FULL).triggers)
 
 
 def result_path(results: Path, model: str, variant: str) -> Path:
@@ -180,8 +229,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _after(row: Row) -> Row:
-    """What stands after the variant: the old weights where nothing was accused without the family."""
-    return row["candidate"] or row["before"]  # type: ignore[no-any-return]
+    """What stands after the variant: the old weights where the whole of `auto` accused nothing or rolled back."""
+    kept = row["candidate"] is not None and row.get("outcome", "accepted") == "accepted"
+    return row["candidate" if kept else "before"]  # type: ignore[no-any-return]
 
 
 def _cell(row: Row | None) -> str:
@@ -190,7 +240,9 @@ def _cell(row: Row | None) -> str:
     if row["candidate"] is None:
         return f"{row['verdict']}, not repaired"
     cell = f"{row['candidate']['acc']:.1f} / {row['candidate']['asr']:.1f}"
-    return cell if "verdict" not in row else f"{cell} ({row['family']} → {row['target']})"
+    if "outcome" not in row:
+        return cell
+    return f"{cell} ({row['family']} → {row['target']}, {row['outcome'].replace('_', ' ')})"
 
 
 def _means(rows: Sequence[Row]) -> str:
