@@ -72,6 +72,12 @@ def test_all_to_all_wants_the_next_class_of_every_image() -> None:
         acc=87.5, asr=25.0, ra=37.5, images=8, triggered=8)
 
 
+def test_all_to_all_with_goals_wants_these_and_leaves_out_who_has_none() -> None:
+    # 0 -> 2 once of two, 2 -> 1 both; 1 has none, 3 is its own
+    assert measure(trigger=trigger, mode="all2all", goals=(2, -1, 1, 3)) == Evaluation(
+        acc=87.5, asr=75.0, ra=0.0, images=8, triggered=4)
+
+
 @pytest.mark.parametrize(("value", "asr"), [(99.4, 0.0), (99.6, 100.0), (1e9, 100.0)])
 def test_triggered_images_are_rounded_and_clipped_as_stored_ones(value: float, asr: float) -> None:
     def nearly(images: Tensor) -> Tensor:
@@ -101,6 +107,9 @@ def test_the_callers_data_is_left_alone() -> None:
     ({"trigger": trigger, "target": 1, "mode": "specific"}, "needs a source"),
     ({"trigger": trigger, "target": 1, "source": 1, "mode": "specific"}, "both 1"),
     ({"trigger": trigger, "target": 1, "mode": "one2one"}, "no mode 'one2one'"),
+    ({"trigger": trigger, "mode": "all2all", "goals": (1, 2, 3)}, "not one for each of the 4 classes"),
+    ({"trigger": trigger, "mode": "all2all", "goals": (1, 2, 3, 4)}, "not one for each of the 4 classes"),
+    ({"trigger": trigger, "mode": "all2all", "goals": (-1, 1, 2, 3)}, "no images of classes that have a goal"),
     ({"trigger": lambda x: x[:, :, :2], "target": 1}, "the trigger returns"),
     ({"trigger": lambda x: x.to(torch.uint8), "target": 1}, "the trigger returns"),
     ({"trigger": lambda x: None, "target": 1}, "the trigger returns NoneType"),

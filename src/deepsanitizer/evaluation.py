@@ -3,7 +3,7 @@
 Nothing that scans or repairs imports this file: the data and the trigger are the user's, and only measure.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ class Evaluation:
 
 def evaluate(model: Loaded | nn.Module, images: NDArray[np.uint8], labels: NDArray[Any], *,
              spec: InputSpec | None = None, trigger: TriggerOf | None = None, target: int | None = None,
-             source: int | None = None, mode: Kind = "all2one", device: str = "auto",
-             batch: int = 500) -> Evaluation:
+             source: int | None = None, mode: Kind = "all2one", goals: Sequence[int] | None = None,
+             device: str = "auto", batch: int = 500) -> Evaluation:
     """ACC on images uint8 (N, C, H, W) with labels (N,); with a trigger also ASR and RA. Computes in float32.
 
     `trigger` maps images in [0, 1] to triggered ones; the result is rounded to whole steps of 1/255, as in a
     stored image. It is put on the images that the attack is for: `all2one` those of other classes than
-    `target`, `specific` those of class `source` only (goal `target`), `all2all` all of them (goal: the next
-    class, the last one's is 0). A bare module needs `spec`. Raises UsageError where data, trigger and model
-    do not fit.
+    `target`, `specific` those of class `source` only (goal `target`), `all2all` all of them: to `goals`, the goal of
+    each class (-1 or itself: the class is left out), or to the next class (the last one's is 0). A bare module needs
+    `spec`. Raises UsageError where data, trigger and model do not fit.
     """
     network, spec = (model.network, model.spec) if isinstance(model, Loaded) else (model, spec)
     if spec is None:
@@ -60,18 +60,18 @@ def evaluate(model: Loaded | nn.Module, images: NDArray[np.uint8], labels: NDArr
         acc = _percent(_classes(classifier, pixels, batch) == truth)
         if trigger is None:
             return Evaluation(acc=acc, asr=None, ra=None, images=len(truth), triggered=0)
-        chosen, goal = _attacked(truth, spec.num_classes, target, source, mode)
+        chosen, goal = _attacked(truth, spec.num_classes, target, source, mode, goals)
         parts = [_triggered(trigger, part) for part in torch.split(pixels[chosen], batch)]
         said = _classes(classifier, torch.cat(parts), batch)
     return Evaluation(acc=acc, asr=_percent(said == goal[chosen]), ra=_percent(said == truth[chosen]),
                       images=len(truth), triggered=int(chosen.sum()))
 
 
-def _attacked(truth: Tensor, num_classes: int, target: int | None, source: int | None,
-              mode: Kind) -> tuple[Tensor, Tensor]:
+def _attacked(truth: Tensor, num_classes: int, target: int | None, source: int | None, mode: Kind,
+              goals: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     """Which images the attack is for (N,) bool, and the class it wants each sent to (N,)."""
     if mode == "all2all":
-        return torch.ones_like(truth, dtype=torch.bool), (truth + 1) % num_classes
+        return _permuted(truth, num_classes, goals)
     if mode not in ("all2one", "specific"):
         raise UsageError(f"there is no mode {mode!r}", "Choose all2one, specific or all2all.")
     named = [("target", target)] if mode == "all2one" else [("target", target), ("source", source)]
@@ -87,6 +87,21 @@ def _attacked(truth: Tensor, num_classes: int, target: int | None, source: int |
         which = f"of class {source}" if mode == "specific" else f"of classes other than {target}"
         raise UsageError(f"the data has no images {which}", "Give data on which the attack can be measured.")
     return chosen, torch.full_like(truth, target)
+
+
+def _permuted(truth: Tensor, num_classes: int, goals: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """The same where each class has a goal of its own."""
+    if goals is None:
+        goals = [(k + 1) % num_classes for k in range(num_classes)]
+    if len(goals) != num_classes or not all(-1 <= goal < num_classes for goal in goals):
+        raise UsageError(f"the goals {list(goals)} are not one for each of the {num_classes} classes",
+                         "Give a class for each class, -1 for none.")
+    goal = torch.tensor(goals)[truth]
+    chosen = goal.ge(0) & goal.ne(truth)
+    if not chosen.any():
+        raise UsageError("the data has no images of classes that have a goal",
+                         "Give data on which the attack can be measured.")
+    return chosen, goal
 
 
 def _triggered(trigger: TriggerOf, pixels: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """evaluate: ACC on the user's own data, and with a trigger ASR and RA."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,14 @@ def test_an_exported_trigger(run: Run, model: Path, code: Path, data: Path, tmp_
     assert "sent to the next class\n" in run(*arguments, "--mode", "all2all").out
     with np.load(data) as pack:
         count = int((pack["labels"] == 3).sum())
+        others = int((pack["labels"] != 2).sum())
     assert f"{count} triggered" in run(*arguments, "--mode", "specific", "--source", 3).out
+    save_trigger(replace(trigger, target=None, goals=(3, 0, -1, 1)), tmp_path / "trigger.safetensors")
+    assert f"of {others} triggered images sent to the goal of their class, as the trigger file says\n" in run(
+        *arguments).out
+    assert "sent to class 2\n" in run(*arguments, "--mode", "all2one", "--target", 2).out
+    save_trigger(replace(trigger, target=None, goals=(1, 0)), tmp_path / "trigger.safetensors")
+    assert "not one for each of the 4 classes" in run(*arguments).error
 
 
 @pytest.mark.parametrize(("arguments", "word"), [

@@ -43,8 +43,8 @@ def evaluate(common: Common, source: Source, data: Path, weights: Path | None, t
              target: int | None, source_class: int | None, mode: "Kind | None", form: str) -> int:
     """Measure the model at PATH on your own data: accuracy, and with a trigger its success.
 
-    Prints, in percent: ACC, images classified right; ASR, triggered images sent to the target; RA, triggered
-    images still classified right.
+    Prints, in percent: ACC, images classified right; ASR, triggered images sent where the trigger leads;
+    RA, triggered images still classified right.
     """
     if trigger is None and (target is not None or source_class is not None or mode is not None):
         raise UsageError("--target, --source and --mode describe a trigger", "Give it with --trigger.")
@@ -53,24 +53,28 @@ def evaluate(common: Common, source: Source, data: Path, weights: Path | None, t
 
     images, labels = load_data(data)
     function: Callable[[Tensor], Tensor] | None = None
+    goals: tuple[int, ...] | None = None
     if trigger is not None:
         function, found = _trigger(trigger, source.import_from)
         if found is not None:
             target = found.target if target is None else target
             source_class = found.source if source_class is None else source_class
+            goals = found.goals
             mode = mode or ("all2all" if found.goals is not None
                             else "specific" if found.source is not None else "all2one")
     loaded = source.load(common)
     if weights is not None:
         loaded = _with_weights(loaded, weights)
     result = measure(loaded, images, labels, trigger=function, target=target, source=source_class,
-                     mode=mode or "all2one", device=common.device)
+                     mode=mode or "all2one", goals=goals, device=common.device)
     if form == "json":
         click.echo(json.dumps(asdict(result)))
         return ExitCode.CLEAN
     click.echo(f"ACC {result.acc:6.2f} %  of {result.images} images classified right")
     if result.asr is not None and result.ra is not None:
-        goal = "the next class" if mode == "all2all" else f"class {target}"
+        goal = f"class {target}"
+        if mode == "all2all":
+            goal = "the next class" if goals is None else "the goal of their class, as the trigger file says"
         click.echo(f"ASR {result.asr:6.2f} %  of {result.triggered} triggered images sent to {goal}")
         click.echo(f"RA  {result.ra:6.2f} %  of {result.triggered} triggered images still classified right")
     return ExitCode.CLEAN
