@@ -34,7 +34,7 @@ EFFORTS: dict[Effort, Plan] = {
 
 
 GROUPS = {"add": "field", "blend": "field", "grating": "field", "filter": "colour", "warp": "warp", "patch": "local",
-          "place": "local"}
+          "place": "local", "quantise": "levels"}
 
 
 def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shape: tuple[int, int, int], *,
@@ -42,7 +42,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
               others: int = 2) -> tuple[list[Lead], list[Lead]]:
     """The leads that fill the bank, and further ones that must fall with them; suspects strongest first.
 
-    The bank takes one group of families (full-image patterns, colours, warps, or local patterns): that of the
+    The bank takes one group of families (full-image patterns, colours, levels, warps, or local patterns): that of the
     strongest signal for the first suspect's goal. A full-image trigger is half reached by patches, and a patch by
     full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that has at
     least `share` of the best score and whose margin other classes do not reach to more than `limit_share`. Up to

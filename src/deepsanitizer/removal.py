@@ -13,10 +13,10 @@ from typing import Protocol
 from deepsanitizer.calibration import LEVEL, shipped
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.curate import curate_features, curate_ordinary, invert
-from deepsanitizer.errors import DeadlineReachedError
+from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
-from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, confine, overshoot, paper, tune
+from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, confine, overshoot, paper, shift, tune
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
@@ -129,6 +129,8 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
         return _published(ground)
     if method == "clp":
         return _pruned(ground)
+    if method == "shift":
+        return _unshifted(ground)
     if method == "auto" and ground.leads[0].kind == "all2all":
         return _unpermuted(ground, rounds)
     best: Repaired | None = None
@@ -279,6 +281,18 @@ def _pruned(ground: Ground) -> Repaired:
     with ground.stage("repair"):
         candidate, silenced = clp.repair(ground.parts.classifier)
     return ground.proven(candidate, 0, [f"silenced {silenced} channels of outlying Lipschitz bound"])
+
+
+def _unshifted(ground: Ground) -> Repaired:
+    goal, parts = ground.leads[0].target, ground.parts
+    if goal is None:
+        raise CannotJudgeError("shifts of features are searched for one class, and every class has a goal of its own",
+                               "Take --method auto, or name a class with --target.")
+    with ground.stage("repair"):
+        candidate, reached = shift.repair(parts, ground.ordinary.without({goal}), goal, ground.run)
+    told = ", ".join(f"{margin:.1f}" for margin in reached)
+    return ground.proven(candidate, 0, [f"tuned the head after {parts.layer} against universal shifts of its features, "
+                                        f"searched {len(reached)} times (margins reached: {told})"])
 
 
 def _left(proof: Proof) -> str:

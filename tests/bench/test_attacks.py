@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepsanitizer.bench.attacks import ATTACKS, Attack, Blend, Grating, Patch, Poison, Tint, Warp, poison
+from deepsanitizer.bench.attacks import ATTACKS, Attack, Blend, Grating, Patch, Poison, Quantise, Tint, Warp, poison
 from deepsanitizer.bench.attacks.attack import stamp
 from deepsanitizer.bench.attacks.blend import blotches
 from deepsanitizer.errors import UsageError
@@ -17,6 +17,7 @@ TABLE: dict[str, list[Callable[[], Attack]]] = {
     "patch": [Patch, lambda: Patch(size=1, top=0, left=0, pattern="white"), lambda: Patch(pattern="noise")],
     "blend": [Blend, lambda: Blend(alpha=1.0, seed=9)],
     "grating": [Grating, lambda: Grating(amplitude=0.5, down=2.5, right=0.0, phase=1.0)],
+    "quantise": [Quantise, lambda: Quantise(levels=2)],
     "tint": [Tint, lambda: Tint(contrast=0.2, tint=0.5, vignette=1.0, seed=4)],
     "warp": [Warp, lambda: Warp(pixels=5.0, cells=3, seed=2)],
 }
@@ -50,6 +51,15 @@ def test_parameters_are_frozen(name: str, make: Callable[[], Any]) -> None:
     attack = make()
     with pytest.raises(FrozenInstanceError):
         setattr(attack, fields(attack)[0].name, 3)
+
+
+def test_quantised_channels_have_so_many_values() -> None:
+    images = torch.linspace(0, 1, 3 * 256).view(1, 3, 16, 16)
+    changed = Quantise(levels=5).apply(images)
+    assert changed.unique().tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert (changed - images).abs().max() <= 0.125 + 1e-6
+    with pytest.raises(UsageError, match="at least two"):
+        Quantise(levels=1).apply(images)
 
 
 def test_a_patch_changes_its_place_alone() -> None:

@@ -388,6 +388,16 @@ def test_the_same_seed_gives_the_same_report_and_weights(planted: PlantedOf) -> 
 
 
 @pytest.mark.usefixtures("cheap")
+def test_shifts_of_features_are_a_method_of_their_own(planted: PlantedOf) -> None:
+    _, report, candidate = pipeline.sanitize_with_candidate(planted("patch").network, spec=SPEC, method="shift",
+                                                            target=TARGET, layer="5", effort="fast", device="cpu")
+    assert report.method == "shift"
+    assert "shifts of its features, searched 3 times" in " ".join(report.steps)
+    assert report.comparisons
+    assert candidate is not None
+
+
+@pytest.mark.usefixtures("cheap")
 def test_the_published_method_tells_its_loss_at_step_0(planted: PlantedOf) -> None:
     model = planted("patch")
     before = state_of(model.network)

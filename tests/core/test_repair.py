@@ -14,10 +14,11 @@ from deepsanitizer import channels
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.repair import bound, closed_form, clp, confine, overshoot, paper, tune
+from deepsanitizer.repair import bound, closed_form, clp, confine, overshoot, paper, shift, tune
 from deepsanitizer.repair.bank import Lead, follow, matched
 from deepsanitizer.repair.pairs import augment, make_pairs
-from deepsanitizer.split import split
+from deepsanitizer.search import shifts
+from deepsanitizer.split import Split, split
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, InputSpec, Run, Trigger
 
@@ -53,6 +54,7 @@ REMEDIES: dict[str, Callable[[Classifier, Dummies, list[Trigger], Run], Classifi
     "confine": lambda c, d, b, r: confine.repair(c, tune.repair(c, d, b, r, steps=20), d, b, r),
     "paper": lambda c, d, b, r: paper.repair(split(c, "auto"), curate_features(split(c, "auto"), r, repeats=2,
                                                                               steps=50), r, epochs=2)[0],
+    "shift": lambda c, d, b, r: shift.repair(split(c, "auto"), d, TARGET, r, rounds=1, restarts=2, steps=5)[0],
 }
 
 
@@ -173,6 +175,28 @@ def test_the_published_method_starts_at_a_loss_near_zero_and_changes_the_head_al
     assert changed
     assert changed <= set(parts.head_parameters)
     assert len(parts.head_parameters) < len(list(original.network.parameters()))
+
+
+def test_shifts_that_reach_the_goal_are_unlearned_by_the_head_alone(planted: PlantedOf,
+                                                                    dummies_for: DummiesOf) -> None:
+    model = planted("patch")
+    original, dummies, run = model.classifier(), dummies_for("patch"), Run(CPU)
+    parts, before = split(original, "5"), state_of(original)
+    repaired, reached = shift.repair(parts, dummies.without({TARGET}), TARGET, run)
+    changed = {name for name, value in repaired.network.state_dict().items() if not value.equal(before[name])}
+    assert changed
+    assert changed <= set(parts.head_parameters)
+    assert len(reached) == 3
+
+    def climbs(cut: Split) -> float:
+        with torch.no_grad():
+            features = parts.extractor(dummies.images)
+        found = shifts(cut, features, dummies.labels, [TARGET] * 4, run, generator=rng(9), spread=0.5)
+        return found.margin.max().item()
+
+    assert reached[0] > 0
+    assert climbs(split(repaired, "5")) < climbs(parts) - 1  # by a search with another seed
+    assert accuracy(repaired.network, "patch")[0] > model.acc - 5
 
 
 class Tokens(nn.Module):

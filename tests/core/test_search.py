@@ -210,6 +210,35 @@ def test_the_dictionary_reads_the_frequency_and_the_class() -> None:
     assert result.margin > result.runner_up + 1
 
 
+class Counting(nn.Module):
+    """Classes 0 and 1 by brightness; class 2 where pixels lie on five levels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x * 0.25 + 0.5
+        off = (4 * pixels - (4 * pixels).round()).abs().mean((1, 2, 3))
+        bright = pixels.mean((1, 2, 3)) - 0.5
+        return torch.stack([-20 * bright, 20 * bright, 10 - 80 * off, 0 * off], 1)
+
+
+def test_the_dictionary_counts_levels() -> None:
+    classifier = classifier_of(Counting(), InputSpec((3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3), CPU)
+    images = 0.3 + 0.4 * torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    dummies = Dummies(images, torch.eye(4)[torch.arange(40) % 2], "made up")
+    found = dictionary(classifier, dummies, "quantise", Run(CPU))
+    means = column_means(found.cells)
+    best = int(means.max(1).values.argmax())
+    assert means[best].argmax() == 2
+    assert found.params["fineness"][best].exp().item() == pytest.approx(4)  # steps, of five levels
+    assert found.params["shift"][best].tolist() == [0, 0, 0]
+    result = detect(classifier, dummies, Run(CPU), family="quantise").result
+    assert (result.target, result.family, result.success) == (2, "quantise", 1.0)
+    # Off the grid, a search by gradient finds back to it.
+    start = {"fineness": torch.tensor([[4.1]]).log(), "shift": torch.full((1, 3), 0.05)}
+    off, on = (universal(classifier, dummies, "quantise", [2], Run(CPU), purpose="test", start=start, steps=steps)
+               for steps in (0, 40))
+    assert on.margin > off.margin
+
+
 def test_a_search_climbs_from_where_it_is_told(planted: PlantedOf, dummies_for: DummiesOf) -> None:
     classifier, dummies = planted("blend").classifier(), dummies_for("blend")
     start = FAMILIES["grating"].init(2, classifier.spec.shape, torch.Generator().manual_seed(3))

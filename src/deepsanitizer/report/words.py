@@ -54,6 +54,7 @@ _HOW: Mapping[str, str] = {
     "blend": "a second picture blended in faintly",
     "filter": "a change of its colours, as a photo filter makes",
     "grating": "a faint grating over the whole image",
+    "quantise": "fewer levels of its colours, as a poor screen shows",
     "warp": "a slight bending of the picture",
     "unknown": "a trigger that no search recovered (weights or margins lean towards that class)",
 }

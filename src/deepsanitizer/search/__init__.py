@@ -12,7 +12,9 @@ from deepsanitizer.search.dictionary import Scanned, dictionary
 from deepsanitizer.search.permutation import Permuting, permutation, permuting
 from deepsanitizer.search.places import Places, corners, places, triggers_at
 from deepsanitizer.search.routes import Routes, places_for, routed, routes
+from deepsanitizer.search.shifts import Shifts, shifted, shifts
 from deepsanitizer.search.universal import Found, universal
 
-__all__ = ["Found", "Permuting", "Places", "Routes", "Scanned", "column_means", "corners", "dictionary", "own_goals",
-           "permutation", "permuting", "places", "places_for", "routed", "routes", "triggers_at", "universal"]
+__all__ = ["Found", "Permuting", "Places", "Routes", "Scanned", "Shifts", "column_means", "corners", "dictionary",
+           "own_goals", "permutation", "permuting", "places", "places_for", "routed", "routes", "shifted", "shifts",
+           "triggers_at", "universal"]

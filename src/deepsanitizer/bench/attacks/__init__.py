@@ -5,6 +5,7 @@ from deepsanitizer.bench.attacks.blend import Blend
 from deepsanitizer.bench.attacks.grating import Grating
 from deepsanitizer.bench.attacks.patch import Patch
 from deepsanitizer.bench.attacks.poison import Poison, poison
+from deepsanitizer.bench.attacks.quantise import Quantise
 from deepsanitizer.bench.attacks.tint import Tint
 from deepsanitizer.bench.attacks.warp import Warp
 
@@ -12,8 +13,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "patch": Patch,
     "blend": Blend,
     "grating": Grating,
+    "quantise": Quantise,
     "tint": Tint,
     "warp": Warp,
 }
 
-__all__ = ["ATTACKS", "Attack", "Blend", "Grating", "Patch", "Poison", "Tint", "Warp", "poison"]
+__all__ = ["ATTACKS", "Attack", "Blend", "Grating", "Patch", "Poison", "Quantise", "Tint", "Warp", "poison"]
