@@ -43,8 +43,8 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     """The leads that fill the bank, and further ones that must fall with them; suspects strongest first.
 
     The bank takes one group of families (full-image patterns, colours, levels, warps, or local patterns): that of the
-    strongest signal for the first suspect's goal. A full-image trigger is half reached by patches, and a patch by
-    full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that has at
+    strongest signal for the first suspect's goal (see `_fixed`). A full-image trigger is half reached by patches, a
+    patch by full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that has at
     least `share` of the best score and whose margin other classes do not reach to more than `limit_share`. Up to
     `others` further leads, of other groups or for other suspects, are checked when a repair is proven; what still
     works there joins the bank. Within the group only the purest fill it: a lead that other classes reach to a much
@@ -59,7 +59,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     for suspect in suspects:
         key = (suspect.kind, suspect.source, suspect.target)
         mine = [r for r in searched(results) if _usable(r) and (r.kind, r.source, r.target) == key]
-        mine.sort(key=lambda r: -(r.score or 0))
+        mine.sort(key=lambda r: (-_fixed(r), -(r.score or 0)))
         if not movable:
             mine = [r for r in mine if r.family != "warp"] or mine
         if not mine and best is None:
@@ -84,6 +84,13 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
                 further.append(lead)
                 groups.add(group)
     return _purest(first)[:most], further[:others]
+
+
+def _fixed(result: SignalResult, *, works: float = 0.9) -> bool:
+    """Whether quantised colours accuse: transformations fixed in advance that need no search. What they leave in an
+    image, additive patterns reach at many times the margin, and to unlearn those ruins the network (log, 52).
+    """
+    return result.family == "quantise" and (result.score or 0) >= 1 and (result.success or 0) >= works
 
 
 def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05, pure: float = 0.2) -> list[Lead]:

@@ -130,6 +130,17 @@ def test_warps_lead_last_where_moved_images_lose_their_class() -> None:
     assert only.family == "warp"
 
 
+def test_quantised_colours_that_accuse_without_a_search_lead() -> None:
+    """Additive patterns reached ten times their margin, and a repair of those lost 17 and 67 points."""
+    results = [signal(194.0, margin=243.0), signal(14.0, family="quantise", margin=22.0, runner_up=-2.7, success=1.0)]
+    bank, further = leads_for([suspect()], results, SHAPE)
+    assert [lead.family for lead in bank] == ["quantise"]
+    assert [lead.family for lead in further] == ["add"]  # it must fall with them
+    for weaker in ({"score": 0.9}, {"success": 0.8}):
+        unsure = [results[0], replace(results[1], **weaker)]
+        assert [lead.family for lead in leads_for([suspect()], unsure, SHAPE)[0]] == ["add"]
+
+
 def test_the_purest_leads_of_a_group_fill_the_bank() -> None:
     """A grating that only the target answers keeps out patterns that others answer half as much."""
     mixed = [signal(5.0, margin=50.0, runner_up=20.0), signal(4.0, family="grating", margin=24.0, runner_up=3.0)]
