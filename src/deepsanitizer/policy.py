@@ -44,8 +44,8 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
 
     The bank takes one group of families (full-image patterns, colours, levels, warps, or local patterns): that of the
     strongest signal for the first suspect's goal (see `_fixed`). A full-image trigger is half reached by patches, a
-    patch by full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that has at
-    least `share` of the best score and whose margin other classes do not reach to more than `limit_share`. Up to
+    patch by full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that
+    has at least `share` of the best score and whose margin other classes do not reach to more than `limit_share`. Up to
     `others` further leads, of other groups or for other suspects, are checked when a repair is proven; what still
     works there joins the bank. Within the group only the purest fill it: a lead that other classes reach to a much
     larger share of its margin would bring natural patterns (docs/research/log.md, 16). Where no signal accuses the goal
