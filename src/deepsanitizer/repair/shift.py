@@ -5,8 +5,8 @@ join those found before, and the head takes SGD steps on  keep * KL(original || 
 + KL(original on f || new on f + shift) - log(1 - p(goal)) on f + shift; then anew. The extractor is left alone.
 Why it works, where it does: a head that no small shift sends to the goal is not sent there by the trigger's either.
 Limits: the goal must be known. What is searched moves features as no image need move them, and the direction of the
-trigger may not be among it: in docs/research/log.md, 52, it removes less than any image family that fits. The loss and
-the adversarial rounds are ours.
+trigger may not be among it; the head alone is repaired, at a cost (docs/research/log.md, 52: a patch removed with seven
+points of accuracy, a blend left as it was with eight). The loss and the adversarial rounds are ours.
 """
 
 from collections.abc import Sequence
