@@ -136,7 +136,7 @@ def test_quantised_colours_that_accuse_without_a_search_lead() -> None:
     bank, further = leads_for([suspect()], results, SHAPE)
     assert [lead.family for lead in bank] == ["quantise"]
     assert [lead.family for lead in further] == ["add"]  # it must fall with them
-    for weaker in (replace(results[1], score=0.9), replace(results[1], success=0.8)):
+    for weaker in (replace(results[1], score=1.9), replace(results[1], success=0.8)):
         unsure = [results[0], weaker]
         assert [lead.family for lead in leads_for([suspect()], unsure, SHAPE)[0]] == ["add"]
 
