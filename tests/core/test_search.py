@@ -224,7 +224,9 @@ def test_the_dictionary_counts_levels() -> None:
     classifier = classifier_of(Counting(), InputSpec((3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3), CPU)
     images = 0.3 + 0.4 * torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     dummies = Dummies(images, torch.eye(4)[torch.arange(40) % 2], "made up")
-    found = dictionary(classifier, dummies, "quantise", Run(CPU))
+    run = Run(CPU)
+    found = dictionary(classifier, dummies, "quantise", run)
+    assert run.meter.passes == pytest.approx(12 * 40 / 3)  # so few entries are tried once
     means = column_means(found.cells)
     best = int(means.max(1).values.argmax())
     assert means[best].argmax() == 2

@@ -25,19 +25,20 @@ class Scanned:
 
 def dictionary(classifier: Classifier, dummies: Dummies, family: str, run: Run, *, first: int = 16, second: int = 96,
                keep: int = 32, images_at_once: int = 640) -> Scanned:
-    """Try all entries on `first` dummies, the best `keep` for any class on `second`.
+    """Try all entries on `first` dummies, the best `keep` for any class on `second`; so few as that on `second` at once.
 
     Every class keeps its own best entry, so that the runner-up is measured as well as the winner.
     """
     entries, strength = FAMILIES[family].entries, FAMILIES[family].strength
     assert entries is not None, family
     params = {name: value.to(classifier.compute.device) for name, value in entries(classifier.spec.shape).items()}
-    run.step(f"trying {family} entries", 0, 2)
-    cells = cells_of(classifier, dummies, family, params, run, strength=strength, count=first,
-                     images_at_once=images_at_once)
-    means = column_means(cells)
-    chosen = torch.cat([means.max(1).values.topk(min(keep, len(means))).indices, means.argmax(0)]).unique()
-    params = {name: value[chosen.to(value.device)] for name, value in params.items()}
+    if len(next(iter(params.values()))) > keep:
+        run.step(f"trying {family} entries", 0, 2)
+        cells = cells_of(classifier, dummies, family, params, run, strength=strength, count=first,
+                         images_at_once=images_at_once)
+        means = column_means(cells)
+        chosen = torch.cat([means.max(1).values.topk(keep).indices, means.argmax(0)]).unique()
+        params = {name: value[chosen.to(value.device)] for name, value in params.items()}
     run.step(f"trying {family} entries", 1, 2)
     cells = cells_of(classifier, dummies, family, params, run, strength=strength, count=second,
                      images_at_once=images_at_once)
