@@ -25,7 +25,7 @@ class Scanned:
 
 def dictionary(classifier: Classifier, dummies: Dummies, family: str, run: Run, *, first: int = 16, second: int = 96,
                keep: int = 32, images_at_once: int = 640) -> Scanned:
-    """Try all entries on `first` dummies, the best `keep` for any class on `second`. So few: once.
+    """Try all entries on `first` dummies, the best `keep` for any class on `second`; where there are no more, once.
 
     Every class keeps its own best entry, so that the runner-up is measured as well as the winner.
     """
