@@ -89,7 +89,8 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
 def _fixed(result: SignalResult, *, least: float = 2.0, works: float = 0.9) -> bool:
     """Whether quantised colours accuse clearly: transformations fixed in advance that need no search. What they leave
     in an image, additive patterns reach at many times the margin, and to unlearn those ruins the network. A patch has
-    been seen to bring them to a score of 0.95 (docs/research/log.md, 52).
+    been seen to bring them to a score of 0.95. Gratings, fixed as well, do not lead so: a warp moves all dummies under
+    them, too (docs/research/log.md, 52).
     """
     return result.family == "quantise" and (result.score or 0) >= least and (result.success or 0) >= works
 

@@ -12,10 +12,10 @@ points of accuracy, a blend left as it was with eight). The loss and the adversa
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
+from deepsanitizer.repair.tune import kl
 from deepsanitizer.search import shifted, shifts
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import Dummies, Run
@@ -36,7 +36,8 @@ def repair(original: Split, dummies: Dummies, goal: int, run: Run, *, rounds: in
         features = torch.cat([original.extractor(some) for some in dummies.images.split(64)])
         wanted = torch.cat([original.head(some) for some in features.split(64)]).softmax(1)
     run.meter.add(len(features), backward=False)
-    parameters = [p for name, p in edited.network.named_parameters() if name in set(parts.head_parameters)]
+    of_head = set(parts.head_parameters)
+    parameters = [p for name, p in edited.network.named_parameters() if name in of_head]
     known: list[Tensor] = []
     reached = []
     for number in range(rounds):
@@ -64,7 +65,7 @@ def _tune(parts: Split, parameters: Sequence[torch.nn.Parameter], features: Tens
         moved = shifted(parts, features[chosen], share * one)[0]
         logits = parts.head(torch.cat([features[chosen], moved]))
         away = torch.log(1 - logits[batch:].softmax(1)[:, goal].clamp(max=1 - 1e-4)).mean()
-        loss = (keep * _kl(wanted[chosen], logits[:batch]) + _kl(wanted[chosen], logits[batch:]) - away) / (keep + 2)
+        loss = (keep * kl(wanted[chosen], logits[:batch]) + kl(wanted[chosen], logits[batch:]) - away) / (keep + 2)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)
@@ -72,7 +73,3 @@ def _tune(parts: Split, parameters: Sequence[torch.nn.Parameter], features: Tens
         run.meter.add(2 * batch, backward=True, share=1 - parts.share_before)
     for parameter in parameters:
         parameter.requires_grad_(False)
-
-
-def _kl(wanted: Tensor, logits: Tensor) -> Tensor:
-    return F.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")

@@ -45,7 +45,7 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
             wanted = original(torch.cat([plain, pairs.plain])).softmax(1)
         logits = tuned(torch.cat([plain, pairs.changed]))
         goal = logits[batch:].softmax(1).gather(1, pairs.goals[:, None]).clamp(max=1 - 1e-4)
-        loss = (keep * _kl(wanted[:batch], logits[:batch]) + match * _kl(wanted[batch:], logits[batch:])
+        loss = (keep * kl(wanted[:batch], logits[:batch]) + match * kl(wanted[batch:], logits[batch:])
                 - avoid * torch.log(1 - goal).mean()) * (3 / total)
         optimiser.zero_grad()
         loss.backward()
@@ -64,5 +64,6 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
     return tuned
 
 
-def _kl(wanted: Tensor, logits: Tensor) -> Tensor:
+def kl(wanted: Tensor, logits: Tensor) -> Tensor:
+    """Mean KL from probabilities (N, K) to logits (N, K)."""
     return F.kl_div(logits.log_softmax(1), wanted, reduction="batchmean")
