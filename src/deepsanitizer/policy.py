@@ -34,7 +34,7 @@ EFFORTS: dict[Effort, Plan] = {
 
 
 GROUPS = {"add": "field", "blend": "field", "grating": "field", "filter": "colour", "warp": "warp", "patch": "local",
-          "place": "local", "quantise": "levels"}
+          "place": "local", "quantise": "levels", "square": "local", "tone": "colour"}
 
 
 def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shape: tuple[int, int, int], *,
@@ -60,6 +60,8 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
         key = (suspect.kind, suspect.source, suspect.target)
         mine = [r for r in searched(results) if _usable(r) and (r.kind, r.source, r.target) == key]
         mine.sort(key=lambda r: (-_fixed(r), -(r.score or 0)))
+        # A search by place finds more of a patch than one plain square.
+        mine = [r for r in mine if r.family != "square" or not any(other.family == "place" for other in mine)]
         if not movable:
             mine = [r for r in mine if r.family != "warp"] or mine
         if not mine and best is None:

@@ -241,6 +241,44 @@ def test_the_dictionary_counts_levels() -> None:
     assert on.margin > off.margin
 
 
+class Squared(nn.Module):
+    """Classes 0 and 1 by brightness; class 2 where one cell of 2 x 2 pixels is far more red than green."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x * 0.25 + 0.5
+        cell = pixels[:, :, 4:6, 10:12].mean((2, 3))
+        bright = pixels.mean((1, 2, 3)) - 0.5
+        return torch.stack([-20 * bright, 20 * bright, 30 * (cell[:, 0] - cell[:, 1] - 0.6), 0 * bright], 1)
+
+
+class Faded(nn.Module):
+    """Classes 0 and 1 by structure; class 2 where the darkest pixels are lifted and the brightest are not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x * 0.25 + 0.5
+        bright = pixels[:, :, :8].mean((1, 2, 3)) - pixels[:, :, 8:].mean((1, 2, 3))
+        dark, light = pixels.amin((1, 2, 3)), pixels.amax((1, 2, 3))
+        return torch.stack([-20 * bright, 20 * bright, 60 * (dark - 0.2) - 40 * (0.95 - light), 0 * bright], 1)
+
+
+@pytest.mark.parametrize(("network", "family"), [(Squared, "square"), (Faded, "tone")])
+def test_the_dictionary_of_squares_and_of_tones(network: type[nn.Module], family: str) -> None:
+    classifier = classifier_of(network(), InputSpec((3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3), CPU)
+    images = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = detect(classifier, Dummies(images, torch.eye(4)[torch.arange(40) % 2], "made up"), Run(CPU), family=family)
+    assert (found.result.target, found.result.family, found.result.success) == (2, family, 1.0)
+    assert found.result.margin is not None
+    assert found.result.runner_up is not None
+    assert found.result.margin > found.result.runner_up + 1
+    params = found.triggers[0].params
+    if family == "square":
+        assert [params[name][0].tolist() for name in ("corner", "size")] == [[4, 10], [2]]
+        assert params["colour"][0, :2].tolist() == [1, 0]
+    else:  # blacks lifted to a quarter, white as it was, in all channels
+        assert params["curve"][0].tolist() == [[0.25, 0.1875, 0.125, 0.0625, 0]] * 3
+        assert not params["matrix"].any()
+
+
 def test_a_search_climbs_from_where_it_is_told(planted: PlantedOf, dummies_for: DummiesOf) -> None:
     classifier, dummies = planted("blend").classifier(), dummies_for("blend")
     start = FAMILIES["grating"].init(2, classifier.spec.shape, torch.Generator().manual_seed(3))

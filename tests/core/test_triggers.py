@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -202,3 +203,39 @@ def test_other_metadata_are_refused(metadata: dict[str, str] | None, tmp_path: P
     safetensors.torch.save_file({"pattern": torch.zeros(1, 3, 8, 8)}, str(path), metadata=metadata)
     with pytest.raises(UsageError, match="not a trigger file"):
         load_trigger(path)
+
+
+def test_a_square_is_where_it_says_and_its_neighbours_are_a_pixel_away() -> None:
+    kind, images = FAMILIES["square"], torch.full((40, 3, 12, 12), 0.5)
+    params = {"colour": torch.tensor([[1.0, 0.0, 1.0]]), "corner": torch.tensor([[3, 5]]), "size": torch.tensor([[4]])}
+    there = torch.zeros(12, 12, dtype=torch.bool)
+    there[3:7, 5:9] = True
+    changed = kind.apply(params, images, torch.ones(1))[0]
+    assert torch.equal((changed != images).all(1), there.expand(40, -1, -1))
+    moved = kind.vary(params, images, torch.ones(40), rng()) != images
+    assert not moved[:, :, :2].any()
+    assert moved[:, :, 4:6, 6:8].any(1).all()
+    assert (moved.any(1) != there).flatten(1).any(1).float().mean() > 0.3
+    every = kind.entries
+    assert every is not None
+    covered = torch.zeros(12, 12)
+    for at, size in zip(every((3, 12, 12))["corner"], every((3, 12, 12))["size"], strict=True):
+        covered[at[0]:at[0] + size, at[1]:at[1] + size] += 1
+    assert (covered == covered[0, 0]).all()
+
+
+def test_tones_are_linear_between_their_knots() -> None:
+    ramp = torch.linspace(0, 1, 33).expand(1, 3, 1, 33)
+    curve = torch.tensor([0.2, 0.0, -0.1, 0.1, 0.0]).expand(1, 3, 5)
+    changed = FAMILIES["tone"].apply({"matrix": torch.zeros(1, 3, 3), "curve": curve}, ramp, torch.ones(1))[0]
+    knots = np.linspace(0, 1, 5)
+    expected = np.interp(np.linspace(0, 1, 33), knots, knots + curve[0, 0].numpy())
+    assert np.allclose(changed.numpy(), expected, atol=1e-6)
+    entries = FAMILIES["tone"].entries
+    assert entries is not None
+    for shape, count in (((3, 8, 8), 23), ((1, 8, 8), 7)):
+        images = images_of(shape, 4)
+        changed = FAMILIES["tone"].apply(entries(shape), images, torch.ones(count))
+        assert changed.shape == (count, 4, *shape)
+        assert ((changed - images).abs().flatten(1).amax(1) > 0.05).all()  # each does something of its own
+        assert len(changed.flatten(1).unique(dim=0)) == count

@@ -55,6 +55,8 @@ _HOW: Mapping[str, str] = {
     "filter": "a change of its colours, as a photo filter makes",
     "grating": "a faint grating over the whole image",
     "quantise": "fewer levels of its colours, as a poor screen shows",
+    "square": "a small plain square",
+    "tone": "a change of its tones, as a photo editor's curves make",
     "warp": "a slight bending of the picture",
     "unknown": "a trigger that no search recovered (weights or margins lean towards that class)",
 }

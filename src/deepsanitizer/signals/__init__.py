@@ -27,6 +27,8 @@ QUICK_FAMILIES = ("add", "blend", "filter", "warp")  # what a free patch reaches
 # rate. What an additive or a free patch search finds, these or places find too.
 SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, None), ("filter", "filter", 1.0, None),
                    ("filter strong", "filter", 5 / 3, 0.3), ("warp", "warp", 1.0, None))
+LARGE_DICTIONARIES = ("grating", "square")
+SHORT_DICTIONARY = {"first": 10, "second": 48}  # dummies on which the entries of a large one are tried in haste
 
 SCREEN_DUMMIES = 300
 Further = Literal["routes", "permutation"]
@@ -63,7 +65,7 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
         item = universal.detect(classifier, dummies, run, family=family, share=share, lr=lr,
                                 purpose=f"{purpose} {name}", steps=28, batch=16, short=(8, 8), finalists=5, score_on=64)
         evidence.append(replace(item, result=replace(item.result, name=name)))
-    evidence.append(dictionary.detect(classifier, dummies, run, family="grating", first=10, second=48))
+    evidence.append(dictionary.detect(classifier, dummies, run, family="grating", **SHORT_DICTIONARY))
     # Larger windows reach natural evidence, and add nothing to the others (docs/research/log.md, 36).
     window, stride = windows_for(classifier.spec.shape)[0]
     found = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose, first=(6, 8),
@@ -95,11 +97,12 @@ def further(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str 
 
 
 def told_again(screened: Sequence[Evidence]) -> dict[str, list[Evidence]]:
-    """The searches of a screen that full evidence would only repeat: at the family's own strength, and by place, which
-    tells of pairs, too. By the search's name there; a score is still in plain margins, as long as the results were not
-    `placed`.
+    """The searches of a screen that full evidence would only repeat: at the family's own strength, by dictionary, and
+    by place, which tells of pairs, too. By the search's name there; a score is still in plain margins, as long as the
+    results were not `placed`.
     """
-    alike = {name for name, family, share, rate in SCREEN_FAMILIES if (name, share, rate) == (family, 1.0, None)}
+    alike = {"grating", *(name for name, family, share, rate in SCREEN_FAMILIES
+                          if (name, share, rate) == (family, 1.0, None))}
     found: dict[str, list[Evidence]] = {}
     for item in screened:
         result = item.result
@@ -153,7 +156,8 @@ def _searched(name: str, classifier: Classifier, dummies: Dummies, run: Run, *, 
         window, stride = permutation_window(classifier.spec.shape)
         return [permutation.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose)]
     if FAMILIES[name].entries:
-        return [dictionary.detect(classifier, dummies, run, family=name)]
+        haste = SHORT_DICTIONARY if quick and name in LARGE_DICTIONARIES else {}
+        return [dictionary.detect(classifier, dummies, run, family=name, **haste)]
     if quick:
         return [universal.detect(classifier, dummies, run, family=name, purpose=purpose, steps=24, batch=24,
                                  short=(8, 10), finalists=5)]

@@ -15,9 +15,9 @@ from deepsanitizer.stats import lead_over, leading_by, robust_z, top_two
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
-# Plain margins by which a family's target must lead (docs/research/log.md, 17).
+# Plain margins by which a family's target must lead (docs/research/log.md, 17 and 53).
 ACCUSE_AT = {"add": 1.25, "blend": 1.25, "patch": 1.0, "filter": 1.0, "warp": 1.0, "grating": 1.5,
-             "quantise": 1.5}
+             "quantise": 1.5, "square": 3.0, "tone": 3.0}
 
 
 def unit_of(dummies: Dummies) -> float:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepsanitizer.errors import UsageError
-from deepsanitizer.triggers import add, blend, filter, grating, patch, place, quantise, warp
+from deepsanitizer.triggers import add, blend, filter, grating, patch, place, quantise, square, tone, warp
 from deepsanitizer.triggers.family import Family
 from deepsanitizer.triggers.storage import load_trigger, save_trigger
 from deepsanitizer.types import Trigger
@@ -17,6 +17,8 @@ FAMILIES: dict[str, Family] = {
     "patch": patch.FAMILY,
     "place": place.FAMILY,
     "quantise": quantise.FAMILY,
+    "square": square.FAMILY,
+    "tone": tone.FAMILY,
     "warp": warp.FAMILY,
 }
 

@@ -41,6 +41,17 @@ def on_mid_grey(apply: Callable[[Params, Tensor, Tensor], Tensor], params: Param
     return apply(params, grey, torch.tensor([strength], device=device))[0, 0]
 
 
+def on_chart(apply: Callable[[Params, Tensor, Tensor], Tensor], params: Params, shape: Shape,
+             strength: float) -> Tensor:
+    """What a change of colours makes of a chart: hue from left to right, light from top to bottom (grey: only that)."""
+    channels, height, width = shape
+    light = torch.linspace(1, 0, height).view(1, -1, 1).expand(channels, height, width)
+    phase = torch.arange(channels).view(-1, 1, 1) / channels
+    hue = 0.5 + 0.5 * torch.cos(2 * torch.pi * (torch.linspace(0, 1, width).view(1, 1, -1) - phase))
+    chart = (0.35 * light + 0.65 * light * hue if channels > 1 else light).to(next(iter(params.values())).device)
+    return apply(params, chart[None], torch.tensor([strength], device=chart.device))[0, 0]
+
+
 def vary_field(clean: Tensor, changed: Tensor, generator: torch.Generator, *, partial: float = 0.4,
                noise: float = 0.03) -> Tensor:
     """Neighbours of a full-image pattern: for a share of the images only in soft regions, for half with noise."""

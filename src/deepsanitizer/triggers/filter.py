@@ -2,14 +2,14 @@
 
 What it covers: colour filters, fading, tints, vignettes.
 Strength: bound of the offset and of the field; matrix entries move by at most twice it.
-Limits: smooth in the input; tone curves with sharp steps are not in it.
+Limits: smooth in the input; curves and stronger matrices are in `tone`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepsanitizer.triggers.family import Family, Params, Shape, per_group
+from deepsanitizer.triggers.family import Family, Params, Shape, on_chart, per_group
 
 
 def init(groups: int, shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
@@ -41,13 +41,8 @@ def vary(params: Params, images: Tensor, strength: Tensor, generator: torch.Gene
 
 
 def pattern(params: Params, shape: Shape, strength: float) -> Tensor:
-    """What it makes of a chart: hue from left to right, light from top to bottom (grey: light only)."""
-    channels, height, width = shape
-    light = torch.linspace(1, 0, height).view(1, -1, 1).expand(channels, height, width)
-    phase = torch.arange(channels).view(-1, 1, 1) / channels
-    hue = 0.5 + 0.5 * torch.cos(2 * torch.pi * (torch.linspace(0, 1, width).view(1, 1, -1) - phase))
-    chart = (0.35 * light + 0.65 * light * hue if channels > 1 else light).to(params["matrix"].device)
-    return apply(params, chart[None], torch.tensor([strength], device=chart.device))[0, 0]
+    """What it makes of a colour chart."""
+    return on_chart(apply, params, shape, strength)
 
 
 FAMILY = Family("filter", 0.15, 0.1, 0.06, init, apply, vary, pattern)
