@@ -64,6 +64,14 @@ def test_the_exit_code_is_that_of_the_worst(run: Run, folder: Path, code: Path, 
     assert f"2/2 one: {one}" in answer.err
 
 
+def test_a_screen_with_an_effort_is_refused_once_before_any_model(run: Run, folder: Path, code: Path,
+                                                                  pretend: Pretend) -> None:
+    asked = pretend(one="clean", two="clean")
+    answer = run("scan", folder, "--import-from", code, "--screen", "--effort", "fast")
+    assert (answer.code, asked) == (4, [])
+    assert answer.err.count("Leave --effort out") == 1
+
+
 def test_one_model_that_cannot_be_judged_does_not_stop_the_others(run: Run, folder: Path, code: Path,
                                                                   pretend: Pretend) -> None:
     (folder / "deep" / "two" / "model.safetensors").write_bytes(b"\x1b[31mnonsense")

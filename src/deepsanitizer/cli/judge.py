@@ -27,8 +27,8 @@ _VERDICT_CODES = {"clean": ExitCode.CLEAN, "suspicious": ExitCode.FOUND, "backdo
                   "inconclusive": ExitCode.NO_VERDICT}
 _EFFORT = click.option("--effort", type=click.Choice(["fast", "standard", "thorough"]), default="standard",
                        show_default=True, help="How long to search. For 10 classes a repair takes about 150,000 passes "
-                       "of one image with `fast`, which does not scan the repaired network anew, and 240,000 to "
-                       "300,000 with `standard`.")
+                       "of one image with `fast`, which does not scan the repaired network anew, 240,000 to 300,000 "
+                       "with `standard` and twice that with `thorough`.")
 
 
 @click.command(short_help="Is there a backdoor in a model? A verdict and a report.")
@@ -53,6 +53,8 @@ def scan(common: Common, source: Source, form: str, output: Path | None, export_
     of model folders gives one table; --timeout then holds for each model, and the exit code is 1 where anything was
     found, else 2, 4 or 3 where a model failed, could not be loaded as told or got no verdict, else 0.
     """
+    if screen and effort != "standard":
+        raise UsageError(f"--screen has one effort, not {effort!r}", "Leave --effort out, or --screen.")
     models = models_in(source.path)
     check_writable(output, "--output", keep=_files_of(source.path))
     check_folder(export_trigger, "--export-trigger")
