@@ -219,11 +219,11 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
     The heaviest weight and the least factor `beyond` come first. The factor grows while the strongest old patterns
     still send more than `gone` of the fresh dummies to the goal: a longer step costs accuracy where the last one was
     long enough (docs/research/log.md, 42). Where the longest leaves more than `enough`, a lighter weight is tried, and
-    either only if it loses at most `most_lost` of the agreement. What a light weight removes it removes on dummies: a
+    either is taken only if it loses at most `most_lost` of the agreement. What a light weight removes it removes on dummies: a
     tune from there finds nothing left to do (log, 26). Where dummies are not movable, the old patterns must lift the
     goal by at most `most_lifted` of what they did, too: there no success says little (log, 45).
     """
-    old, chosen = ground.parts.classifier, None
+    old, chosen, factors = ground.parts.classifier, None, beyond if tuned else (1.0,)
     kept, weight, told = 0.0, keeps[0], ""
     strongest = ground.before[0]  # of the leads
     ladder = closed_form.ladder(old, dummies, found, ground.run, keeps=keeps, purpose=f"closed form{again}")
@@ -231,16 +231,19 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
         step, hits, fallen = relearned, 1.0, True
         if tuned:
             step = confined_tune(old, relearned, dummies, found, ground.run, purpose=f"tune{again}")
-        for factor in beyond if tuned else (1.0,):
+        for factor in factors:
             far = f", overshot by {factor:g}" if factor != 1 else ""
-            candidate = overshoot.repair(old, step, beyond=factor)
+            candidate, left = overshoot.repair(old, step, beyond=factor), hits
             hits = success(candidate, strongest.natural, ground.fresh, ground.run)
             fallen = still_lifted(candidate, strongest, ground.fresh, ground.run) <= most_lifted
             _, agreed = kept_agreement(ground.fresh, candidate, strongest.found.lead.target)
             if chosen is None:
                 kept = agreed
             elif agreed < kept - most_lost:
-                return chosen, weight, told
+                if factor == factors[0] or left <= enough:
+                    return chosen, weight, told
+                hits = left
+                break  # not further with this weight; a lighter one may do
             chosen, weight = candidate, keep
             told = (f"relearned every linear map in closed form, weight {keep:g} on plain dummies"
                     f"{f', tuned, confined{far}' if tuned else ''}: the old patterns now send "

@@ -79,3 +79,24 @@ def test_a_repair_in_place_goes_on_while_old_patterns_lift(planted: PlantedOf, d
         _, kept, step = removal._relearned(ground, some, [BLANK], tuned=True, most_lost=1.0)
         assert kept == weight
         assert f"overshot by {factor}" in step
+
+
+def test_where_a_longer_step_loses_agreement_a_lighter_weight_is_tried(planted: PlantedOf, dummies_for: DummiesOf,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised colours on signs were left at an ASR of 96: the first weight's longer step ended the search."""
+    some, parts = dummies_for("none"), split(planted("none").classifier(), "auto")
+    ground = removal.Ground(parts, some, some, some, (LEAD,), (
+        verify.Attack(Followed(LEAD, (BLANK,), 3.0), 0.9, (BLANK,)),), 5.0, None, Run(CPU),
+        lambda name, /: nullcontext(), quick=True, suspected=True)
+    for tuned, successes, agreed, weight in (
+            (True, [0.9, 0.0, 0.0], [1.0, 0.9, 1.0], 4.0),  # the refused step had removed it, at too high a price
+            (True, [0.9, 0.0, 0.9], [1.0, 0.9, 0.9], 16.0),  # the lighter weight costs as much: neither is taken
+            (True, [0.03, 0.0], [1.0, 0.9], 16.0),  # nearly gone with the shorter step
+            (False, [0.9, 0.0], [1.0, 0.9], 16.0)):
+        hits, kept = iter(successes), iter(agreed)
+        monkeypatch.setattr(removal, "success", lambda *arguments, hits=hits, **options: next(hits))
+        monkeypatch.setattr(removal, "kept_agreement", lambda *arguments, kept=kept, **options: (1.0, next(kept)))
+        _, chosen, step = removal._relearned(ground, some, [BLANK], tuned=tuned)
+        assert chosen == weight
+        assert "send 90.0%" in step if weight == 16 and successes[0] == 0.9 else "send 90.0%" not in step
+        assert next(hits, None) is next(kept, None) is None
