@@ -219,9 +219,9 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
     The heaviest weight and the least factor `beyond` come first. The factor grows while the strongest old patterns
     still send more than `gone` of the fresh dummies to the goal: a longer step costs accuracy where the last one was
     long enough (docs/research/log.md, 42). Where the longest leaves more than `enough`, a lighter weight is tried, and
-    either is taken only if it loses at most `most_lost` of the agreement. What a light weight removes it removes on dummies: a
-    tune from there finds nothing left to do (log, 26). Where dummies are not movable, the old patterns must lift the
-    goal by at most `most_lifted` of what they did, too: there no success says little (log, 45).
+    either is taken only if it loses at most `most_lost` of the agreement. What a light weight removes it removes on
+    dummies: a tune from there finds nothing left to do (log, 26). Where dummies are not movable, the old patterns must
+    lift the goal by at most `most_lifted` of what they did, too: there no success says little (log, 45).
     """
     old, chosen, factors = ground.parts.classifier, None, beyond if tuned else (1.0,)
     kept, weight, told = 0.0, keeps[0], ""
