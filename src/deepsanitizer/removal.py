@@ -16,7 +16,7 @@ from deepsanitizer.curate import curate_features, curate_ordinary, invert
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError
 from deepsanitizer.facts import round_like
 from deepsanitizer.policy import Plan, leads_for
-from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, confine, overshoot, paper, shift, tune
+from deepsanitizer.repair import bank, bound, cleanse, closed_form, clp, confine, overshoot, paper, sharp, shift, tune
 from deepsanitizer.split import Split
 from deepsanitizer.types import Checkpoint, Dummies, Run, SignalResult, Suspect, Trigger
 from deepsanitizer.verdict import SUSPICIOUS_FROM
@@ -145,9 +145,9 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
             steps = [f"searched a bank of {len(found)} transformations ({_names(found)})"]
             learned_from = without_goals(ground.ordinary, found)
             candidate, weight = old, 0.0
-            if method == "tune":
-                candidate = tune.repair(old, learned_from, found, run)
-                steps.append("tuned on pairs of dummies")
+            if method in ("tune", "sharp"):
+                candidate = tune.repair(old, learned_from, found, run, radius=sharp.RADIUS * (method == "sharp"))
+                steps.append(f"tuned on pairs of dummies{', with sharpness-aware steps' * (method == 'sharp')}")
             elif method == "bound":
                 candidate = bound.repair(old, learned_from, found, run)
                 steps.append("bounded activations by what dummies reach, relearned in closed form")
@@ -257,9 +257,9 @@ def _relearned(ground: Ground, dummies: Dummies, found: Sequence[Trigger], *, tu
 
 
 def confined_tune(old: Classifier, start: Classifier, dummies: Dummies, found: Sequence[Trigger], run: Run, *,
-                  purpose: str = "tune", keep: float = 1.0) -> Classifier:
+                  purpose: str = "tune", keep: float = 1.0, radius: float = 0.0) -> Classifier:
     """A tune from `start`, confined. What protects accuracy is the confinement: plain dummies weigh less than alone."""
-    tuned = tune.repair(old, dummies, found, run, start=start, keep=keep, purpose=purpose)
+    tuned = tune.repair(old, dummies, found, run, start=start, keep=keep, radius=radius, purpose=purpose)
     return confine.repair(start, tuned, dummies, found, run, purpose=f"{purpose}, confined")
 
 

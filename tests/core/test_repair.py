@@ -14,7 +14,7 @@ from deepsanitizer import channels
 from deepsanitizer.classifier import Classifier, classifier_of, logits_of
 from deepsanitizer.curate import curate_features
 from deepsanitizer.errors import CannotJudgeError
-from deepsanitizer.repair import bound, closed_form, clp, confine, overshoot, paper, shift, tune
+from deepsanitizer.repair import bound, closed_form, clp, confine, overshoot, paper, sharp, shift, tune
 from deepsanitizer.repair.bank import Lead, follow, matched
 from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.search import shifts
@@ -51,6 +51,7 @@ REMEDIES: dict[str, Callable[[Classifier, Dummies, list[Trigger], Run], Classifi
     "closed_form": lambda c, d, b, r: closed_form.repair(c, d, b, r, pairs=400),
     "bound": lambda c, d, b, r: bound.repair(c, d, b, r, pairs=400),
     "tune": lambda c, d, b, r: tune.repair(c, d, b, r, steps=20),
+    "sharp": lambda c, d, b, r: tune.repair(c, d, b, r, steps=20, radius=sharp.RADIUS),
     "confine": lambda c, d, b, r: confine.repair(c, tune.repair(c, d, b, r, steps=20), d, b, r),
     "paper": lambda c, d, b, r: paper.repair(split(c, "auto"), curate_features(split(c, "auto"), r, repeats=2,
                                                                               steps=50), r, epochs=2)[0],
@@ -252,6 +253,26 @@ def test_a_bank_that_applies_to_no_dummy_is_refused(method: str, planted: Plante
         bank = [Trigger("place", true_patch().params, 1.0, target, source, 1.0)]
         with pytest.raises(CannotJudgeError, match="no dummy is of a class"):
             REMEDIES[method](planted("none").classifier(), some, bank, Run(CPU))
+
+
+def test_uphill_the_loss_is_higher_and_the_weights_come_back() -> None:
+    weights = [torch.randn(5, 4, generator=rng(k)).requires_grad_(True) for k in range(2)]
+    unused = torch.ones(3, requires_grad=True)
+
+    def loss() -> Tensor:
+        return (weights[0] * weights[1]).tanh().sum()
+
+    before = [w.detach().clone() for w in weights]
+    loss().backward()
+    plain = loss().item()
+    heights = []
+    for radius in (0.01, 0.1):
+        with sharp.uphill([*weights, unused], radius):
+            heights.append(loss().item())
+            moved = torch.cat([((w - b) / b).flatten() for w, b in zip(weights, before, strict=True)])
+            assert moved.norm().item() == pytest.approx(radius, rel=1e-3)  # measured by each weight's own size
+        assert all(w.equal(b) for w, b in zip(weights, before, strict=True))
+    assert plain < heights[0] < heights[1]
 
 
 def test_augmentation_moves_and_mirrors() -> None:

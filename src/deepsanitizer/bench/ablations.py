@@ -30,7 +30,7 @@ from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, evaluated, measured
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.removal import BEYOND, KEEPS, Ground, confined_tune, without_goals
-from deepsanitizer.repair import bank, bound, closed_form, overshoot, tune
+from deepsanitizer.repair import bank, bound, closed_form, overshoot, sharp, tune
 from deepsanitizer.report import write
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Loaded, Run, Trigger, silent
@@ -58,8 +58,8 @@ def some(count: int) -> Callable[[Ground, Bank], Dummies]:
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to repair: keywords of the closed form (None leaves it out), tuned or not, the tune confined or as it is
-    alone, how far beyond (None: not), from which dummies, with how many of the bank's transformations; or bounds in
-    their place; or the whole of `auto` with something `held_out`.
+    alone, with sharpness-aware steps of a `radius` or plain ones, how far beyond (None: not), from which dummies, with
+    how many of the bank's transformations; or bounds in their place; or the whole of `auto` with something `held_out`.
     """
 
     relearn: Mapping[str, Any] | None = field(default_factory=dict)
@@ -69,6 +69,7 @@ class Variant:
     dummies: Callable[[Ground, Bank], Dummies] = ordinary
     most: int | None = None
     bounded: bool = False
+    radius: float = 0.0
     held_out: Literal["", "family", "entries"] = ""
 
 
@@ -76,6 +77,9 @@ VARIANTS: dict[str, Variant] = {
     "whole": Variant(),
     "no tune": Variant(tuned=False),
     "tune not confined": Variant(confined=False),
+    "sharpness-aware tune": Variant(radius=sharp.RADIUS),
+    "tune alone, sharpness-aware": Variant(relearn=None, confined=False, beyond=None, radius=sharp.RADIUS),
+    "tune alone": Variant(relearn=None, confined=False, beyond=None),
     "no overshoot": Variant(beyond=None),
     "half as far again": Variant(beyond=BEYOND[1]),
     "no closed form": Variant(relearn=None),
@@ -105,14 +109,15 @@ def repaired(ground: Ground, found: Bank, variant: Variant) -> Classifier:
         candidate = closed_form.repair(old, dummies, used, ground.run, **{"keep": KEEPS[0], **variant.relearn})
     if variant.tuned:
         change = confined_tune if variant.confined else _tune_alone
-        candidate = change(old, candidate, dummies, used, ground.run)
+        candidate = change(old, candidate, dummies, used, ground.run, radius=variant.radius)
     if variant.beyond is not None:
         candidate = overshoot.repair(old, candidate, beyond=variant.beyond)
     return candidate
 
 
-def _tune_alone(old: Classifier, start: Classifier, dummies: Dummies, found: Bank, run: Run) -> Classifier:
-    return tune.repair(old, dummies, found, run, start=start)
+def _tune_alone(old: Classifier, start: Classifier, dummies: Dummies, found: Bank, run: Run, *,
+                radius: float) -> Classifier:
+    return tune.repair(old, dummies, found, run, start=start, radius=radius)
 
 
 def without_family(examined: examination.Examined, family: str) -> examination.Examined:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
+from deepsanitizer.repair import sharp
 from deepsanitizer.repair.pairs import augment, make_pairs
 from deepsanitizer.types import Dummies, Run, Trigger
 
@@ -23,8 +24,11 @@ from deepsanitizer.types import Dummies, Run, Trigger
 def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run: Run, *,
            start: Classifier | None = None, steps: int = 40, batch: int = 64, lr: float = 4e-3, momentum: float = 0.9,
            warm: int = 5, keep: float = 4.0, match: float = 1.0, avoid: float = 1.0, weakest: float = 0.3,
-           averaging: float = 0.9, clip: float = 1.0, purpose: str = "tune") -> Classifier:
-    """A new classifier, from `start` (or the original) after `steps` steps; 2 * batch images each."""
+           averaging: float = 0.9, clip: float = 1.0, radius: float = 0.0, purpose: str = "tune") -> Classifier:
+    """A new classifier, from `start` (or the original) after `steps` steps; 2 * batch images each.
+
+    With a `radius` the steps are sharpness-aware (`repair.sharp`), at twice the cost.
+    """
     generator = run.generator(purpose)
     tuned = (start or original).clone()
     parameters = [p for p in tuned.network.parameters() if p.is_floating_point()]
@@ -43,12 +47,21 @@ def repair(original: Classifier, dummies: Dummies, bank: Sequence[Trigger], run:
                            varied=False)
         with torch.no_grad():
             wanted = original(torch.cat([plain, pairs.plain])).softmax(1)
-        logits = tuned(torch.cat([plain, pairs.changed]))
-        goal = logits[batch:].softmax(1).gather(1, pairs.goals[:, None]).clamp(max=1 - 1e-4)
-        loss = (keep * kl(wanted[:batch], logits[:batch]) + match * kl(wanted[batch:], logits[batch:])
-                - avoid * torch.log(1 - goal).mean()) * (3 / total)
-        optimiser.zero_grad()
-        loss.backward()
+
+        def descend(images: Tensor, wanted: Tensor, goals: Tensor) -> None:
+            logits = tuned(images)
+            goal = logits[batch:].softmax(1).gather(1, goals[:, None]).clamp(max=1 - 1e-4)
+            loss = (keep * kl(wanted[:batch], logits[:batch]) + match * kl(wanted[batch:], logits[batch:])
+                    - avoid * torch.log(1 - goal).mean()) * (3 / total)
+            optimiser.zero_grad()
+            loss.backward()
+
+        images = torch.cat([plain, pairs.changed])
+        descend(images, wanted, pairs.goals)
+        if radius:
+            with sharp.uphill(parameters, radius):
+                descend(images, wanted, pairs.goals)
+            run.meter.add(2 * batch, backward=True)
         torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimiser.step()
         # Forward and backward of the tuned network, forward of the original, for weights' gradients too.
