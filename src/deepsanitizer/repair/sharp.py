@@ -4,7 +4,7 @@ What: each weight first moves uphill, in proportion to its own size; a tune take
 it was.
 Why it works: fine-tuning stays in the basin in which the backdoor lies; such steps shrink what large weights of few
 channels do.
-Limits: twice the passes. On dummies and beside the closed form it gains nothing (docs/research/log.md, 53), so that
+Limits: twice the passes. On dummies it gains a point of ASR or two (docs/research/log.md, 53), no more, so that
 `auto` does without it.
 Reference: Zhu et al., "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization", ICCV 2023
 (FT-SAM); Kwon et al., "ASAM", ICML 2021.
