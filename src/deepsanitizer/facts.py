@@ -58,9 +58,9 @@ def limits(dummies: Dummies, verdict: Verdict) -> list[str]:
     told = ["All evidence comes from the weights alone. No image of real data was used, so neither accuracy nor "
             "attack success on real data is measured here: measure them with your own data (deepsanitizer evaluate).",
             "Only universal changes of the image of the families searched (additive, blended, gratings, patches, "
-            "colour filters, warps; in full searches tones and quantised colours, too) are found. A trigger outside "
-            "them, or one that its author hid from such searches, can be missed: clean means that nothing was found, "
-            "not that nothing is there."]
+            "colour filters, warps; in full searches tones and quantised colours, too) are found.",
+            "A trigger outside them, or one that its author hid from such searches, can be missed: clean means that "
+            "nothing was found, not that nothing is there."]
     if not verdict.calibrated:
         told.append("The verdict is uncalibrated: its threshold does not come with a measured rate of false alarms.")
     if "no batch-norm" in dummies.how:

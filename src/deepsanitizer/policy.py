@@ -43,7 +43,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     """The leads that fill the bank, and further ones that must fall with them; suspects strongest first.
 
     The bank takes one group of families (full-image patterns, colours, levels, warps, or local patterns): that of the
-    strongest signal for the first suspect's goal (see `_fixed`). A full-image trigger is half reached by patches, a
+    strongest signal for the first suspect's goal. A full-image trigger is half reached by patches, a
     patch by full-image patterns; unlearning the substitute costs accuracy and leaves the trigger. A signal counts that
     has at least `share` of the best score and whose margin other classes do not reach to more than `limit_share`. Up to
     `others` further leads, of other groups or for other suspects, are checked when a repair is proven; what still
@@ -59,7 +59,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
     for suspect in suspects:
         key = (suspect.kind, suspect.source, suspect.target)
         mine = [r for r in searched(results) if _usable(r) and (r.kind, r.source, r.target) == key]
-        mine.sort(key=lambda r: (-_fixed(r), -(r.score or 0)))
+        mine.sort(key=lambda r: -(r.score or 0))
         # A search by place finds more of a patch than one plain square.
         mine = [r for r in mine if r.family != "square" or not any(other.family == "place" for other in mine)]
         if not movable:
@@ -71,7 +71,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             best = best or result
             stride = permutation_window(shape)[1] if result.kind == "all2all" else strides.get(result.window, 1)
             group, lead = GROUPS[result.family], lead_of(result, stride)
-            weak = (result.score or 0) < share * (best.score or 0)
+            weak = group != "levels" and (result.score or 0) < share * (best.score or 0)
             natural = lead.natural_share > limit_share
             if result is best:
                 first.append(lead)
@@ -85,16 +85,9 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             elif (result.score or 0) >= 1 and group not in groups:
                 further.append(lead)
                 groups.add(group)
+    # To unlearn these in place of the first may be what saves the network (`removal.Ground.instead`).
+    further.sort(key=lambda lead: lead.family != "quantise")
     return _purest(first)[:most], further[:others]
-
-
-def _fixed(result: SignalResult, *, least: float = 2.0, works: float = 0.9) -> bool:
-    """Whether quantised colours accuse clearly: transformations fixed in advance that need no search. What they leave
-    in an image, additive patterns reach at many times the margin, and to unlearn those ruins the network. A patch has
-    been seen to bring them to a score of 0.95. Gratings, fixed as well, do not lead so: a warp moves all dummies under
-    them, too (docs/research/log.md, 52).
-    """
-    return result.family == "quantise" and (result.score or 0) >= least and (result.success or 0) >= works
 
 
 def _purest(leads: Sequence[Lead], *, times: float = 2.0, slack: float = 0.05, pure: float = 0.2) -> list[Lead]:

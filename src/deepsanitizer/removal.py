@@ -62,6 +62,18 @@ class Ground:
     suspected: bool  # not where a repair was forced, or a class named, without any suspicion
     second_look: bool = True
 
+    def instead(self) -> "Ground | None":
+        """The same with quantised colours as the only lead, where they accuse, too, and do not lead yet.
+
+        To a network that such a trigger was planted in any noise of its size is the trigger. Additive patterns reach
+        ten times the margin there, and to unlearn these may ruin it (docs/research/log.md, 52 and 53).
+        """
+        mine = [attacked for attacked in self.before if attacked.found.lead.family == "quantise"]
+        if not mine or self.leads[0].family == "quantise":
+            return None
+        rest = [attacked for attacked in self.before if attacked is not mine[0]]
+        return replace(self, leads=(mine[0].found.lead,), before=(mine[0], *rest))
+
     def proven(self, candidate: Classifier, number: int, steps: Sequence[str], *, another: bool = False) -> Repaired:
         """Round to the stored precision, then search anew: what is proven is what will be in the file.
 
@@ -157,6 +169,11 @@ def remove(ground: Ground, method: str, *, rounds: int) -> Repaired:
                 steps.append(told)
         rounds = rounds if method == "auto" else 0
         best = ground.proven(candidate, 0, steps, another=rounds > 0)
+        other = ground.instead() if rounds and not best.proof.accepted else None
+        if other is not None:
+            last = remove(other, method, rounds=rounds)
+            steps.append(f"not gone yet ({_left(best.proof)}): anew, from quantised colours alone")
+            return replace(last, steps=(*steps, *last.steps))
         for number in range(1, rounds + 1):
             if best.proof.accepted or not best.proof.repeated:
                 break

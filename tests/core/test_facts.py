@@ -140,3 +140,12 @@ def test_suspects_are_told_where_their_patch_is() -> None:
                 for family in ("place", "add", "warp")]
     told = facts.located(suspects, [trigger("place"), trigger("add")], dummies())
     assert [suspect.where for suspect in told] == ["in the upper left corner", "", ""]
+
+
+def test_no_limit_is_cut_short_in_a_terminal() -> None:
+    """The text report shows at most 300 characters of a limit, for a report may come from elsewhere."""
+    images = torch.zeros(4, 3, 8, 8)
+    for how in ("no batch-norm", "inversion"):
+        some = Dummies(images, torch.eye(4), how)
+        told = facts.limits(some, Verdict("clean", 0.1, 1.0, False, (), ""))
+        assert max(len(limit) for limit in told) <= 300

@@ -10,10 +10,11 @@ from helpers.planted import CPU, SPEC, TARGET, Attack, Planted
 from torch import nn
 
 from deepsanitizer import removal, verify
-from deepsanitizer.classifier import classifier_of
+from deepsanitizer.classifier import Classifier, classifier_of
+from deepsanitizer.repair import bank
 from deepsanitizer.repair.bank import Followed, Lead
 from deepsanitizer.split import split
-from deepsanitizer.types import Dummies, InputSpec, Run, Trigger
+from deepsanitizer.types import Agreement, Dummies, InputSpec, Run, Trigger
 
 PlantedOf = Callable[[Attack], Planted]
 DummiesOf = Callable[[Attack], Dummies]
@@ -100,3 +101,37 @@ def test_where_a_longer_step_loses_agreement_a_lighter_weight_is_tried(planted: 
         assert chosen == weight
         assert "send 90.0%" in step if weight == 16 and successes[0] == 0.9 else "send 90.0%" not in step
         assert next(hits, None) is next(kept, None) is None
+
+
+def test_where_a_repair_fails_quantised_colours_are_unlearned_instead(
+        planted: PlantedOf, dummies_for: DummiesOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Additive patterns reached ten times the margin; to unlearn them cost 17 and 67 points, these cost 3."""
+    some, parts = dummies_for("none"), split(planted("none").classifier(), "auto")
+    leads = [replace(LEAD, family=family) for family in ("add", "patch", "quantise")]
+    attacks = tuple(verify.Attack(Followed(lead, (BLANK,), 3.0), 0.9, (BLANK,)) for lead in leads)
+    whole = removal.Ground(parts, some, some, some, (leads[0],), attacks, 5.0, None, Run(CPU),
+                           lambda name, /: nullcontext(), quick=True, suspected=True, second_look=False)
+    other = whole.instead()
+    assert other is not None
+    assert other.leads == (leads[2],)
+    assert [attack.found.lead.family for attack in other.before] == ["quantise", "add", "patch"]
+    assert other.instead() is None
+    assert replace(whole, before=attacks[:2]).instead() is None
+    followed: list[str] = []
+
+    def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, **options: object) -> Followed:
+        followed.append(lead.family)
+        return attacks[0].found
+
+    monkeypatch.setattr(bank, "follow", follow)
+    monkeypatch.setattr(removal, "_relearned", lambda *arguments, **options: (parts.classifier, 16.0, "relearned"))
+    for method, accepted, families in (("auto", (True,), ["add"]), ("auto", (False, True), ["add", "quantise"]),
+                                       ("closed_form", (False,), ["add"])):
+        followed.clear()
+        proofs = iter(verify.Proof(Agreement(overall=1.0, per_class=[]), (), good, "told", (), (), (), True)
+                      for good in accepted)
+        monkeypatch.setattr(removal, "prove", lambda *arguments, proofs=proofs, **options: next(proofs))
+        done = removal.remove(whole, method, rounds=3)
+        assert followed == families
+        assert done.proof.accepted is accepted[-1]
+        assert any("quantised colours alone" in step for step in done.steps) is (len(families) > 1)

@@ -137,15 +137,14 @@ def test_a_plain_square_leads_only_where_no_search_by_place_accuses() -> None:
         assert [lead.family for lead in bank] == families
 
 
-def test_quantised_colours_that_accuse_without_a_search_lead() -> None:
-    """Additive patterns reached ten times their margin, and a repair of those lost 17 and 67 points."""
-    results = [signal(194.0, margin=243.0), signal(14.0, family="quantise", margin=22.0, runner_up=-2.7, success=1.0)]
+def test_quantised_colours_that_accuse_come_first_among_what_is_checked() -> None:
+    results = [signal(194.0, margin=243.0), signal(90.0, family="filter", margin=30.0),
+               signal(100.0, family="place", window=6), signal(14.0, family="quantise", margin=22.0, success=1.0)]
     bank, further = leads_for([suspect()], results, SHAPE)
-    assert [lead.family for lead in bank] == ["quantise"]
-    assert [lead.family for lead in further] == ["add"]  # it must fall with them
-    for weaker in (replace(results[1], score=1.9), replace(results[1], success=0.8)):
-        unsure = [results[0], weaker]
-        assert [lead.family for lead in leads_for([suspect()], unsure, SHAPE)[0]] == ["add"]
+    assert [lead.family for lead in bank] == ["add"]
+    assert [lead.family for lead in further] == ["quantise", "place"]
+    results[3] = replace(results[3], score=0.9)
+    assert [lead.family for lead in leads_for([suspect()], results, SHAPE)[1]] == ["place", "filter"]
 
 
 def test_the_purest_leads_of_a_group_fill_the_bank() -> None:
