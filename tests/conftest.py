@@ -13,6 +13,11 @@ for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _default)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo first: minutes long, and at the end it would be alone on one core."""
+    items.sort(key=lambda item: item.path.parts[-2:] != ("demo", "test_run.py"))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Small batches are slower on several threads, and far slower where the processors are busy."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from deepsanitizer import facts, loading
 from deepsanitizer.errors import CannotJudgeError, UsageError, WorkError
 from deepsanitizer.examination import Case, Clock, Examined, accused, examine, examine_shortly, open_case
-from deepsanitizer.removal import Ground, Repaired, prepare, remove
+from deepsanitizer.ground import Ground, Repaired, prepare
+from deepsanitizer.removal import remove
 from deepsanitizer.repair import METHODS
 from deepsanitizer.types import (
     Effort,

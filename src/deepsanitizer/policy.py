@@ -35,6 +35,7 @@ EFFORTS: dict[Effort, Plan] = {
 
 GROUPS = {"add": "field", "blend": "field", "grating": "field", "filter": "colour", "warp": "warp", "patch": "local",
           "place": "local", "quantise": "levels", "square": "local", "tone": "colour"}
+LAST_RESORT = "quantise"  # unlearned in place of what leads where that repair fails (`ground.Ground.instead`)
 
 
 def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shape: tuple[int, int, int], *,
@@ -71,7 +72,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             best = best or result
             stride = permutation_window(shape)[1] if result.kind == "all2all" else strides.get(result.window, 1)
             group, lead = GROUPS[result.family], lead_of(result, stride)
-            weak = group != "levels" and (result.score or 0) < share * (best.score or 0)
+            weak = result.family != LAST_RESORT and (result.score or 0) < share * (best.score or 0)
             natural = lead.natural_share > limit_share
             if result is best:
                 first.append(lead)
@@ -85,8 +86,7 @@ def leads_for(suspects: Sequence[Suspect], results: Sequence[SignalResult], shap
             elif (result.score or 0) >= 1 and group not in groups:
                 further.append(lead)
                 groups.add(group)
-    # To unlearn these in place of the first may be what saves the network (`removal.Ground.instead`).
-    further.sort(key=lambda lead: lead.family != "quantise")
+    further.sort(key=lambda lead: lead.family != LAST_RESORT)
     return _purest(first)[:most], further[:others]
 
 

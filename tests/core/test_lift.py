@@ -11,6 +11,7 @@ from torch import nn
 
 from deepsanitizer import removal, verify
 from deepsanitizer.classifier import Classifier, classifier_of
+from deepsanitizer.ground import Ground
 from deepsanitizer.repair import bank
 from deepsanitizer.repair.bank import Followed, Lead
 from deepsanitizer.split import split
@@ -70,7 +71,7 @@ def test_an_attack_in_place_tells_how_far_it_lifts(planted: PlantedOf, dummies_f
 def test_a_repair_in_place_goes_on_while_old_patterns_lift(planted: PlantedOf, dummies_for: DummiesOf,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     some, parts = dummies_for("none"), split(planted("none").classifier(), "auto")
-    ground = removal.Ground(parts, some, some, some, (LEAD,), (
+    ground = Ground(parts, some, some, some, (LEAD,), (
         verify.Attack(Followed(LEAD, (BLANK,), 3.0), 0.9, (BLANK,), lifted=8.0),), 5.0, None, Run(CPU),
         lambda name, /: nullcontext(), quick=True, suspected=True)
     monkeypatch.setattr(removal, "success", lambda *arguments, **options: 0.0)
@@ -86,7 +87,7 @@ def test_where_a_longer_step_loses_agreement_a_lighter_weight_is_tried(planted: 
                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """Quantised colours on signs were left at an ASR of 96: the first weight's longer step ended the search."""
     some, parts = dummies_for("none"), split(planted("none").classifier(), "auto")
-    ground = removal.Ground(parts, some, some, some, (LEAD,), (
+    ground = Ground(parts, some, some, some, (LEAD,), (
         verify.Attack(Followed(LEAD, (BLANK,), 3.0), 0.9, (BLANK,)),), 5.0, None, Run(CPU),
         lambda name, /: nullcontext(), quick=True, suspected=True)
     for tuned, successes, agreed, weight in (
@@ -109,7 +110,7 @@ def test_where_a_repair_fails_quantised_colours_are_unlearned_instead(
     some, parts = dummies_for("none"), split(planted("none").classifier(), "auto")
     leads = [replace(LEAD, family=family) for family in ("add", "patch", "quantise")]
     attacks = tuple(verify.Attack(Followed(lead, (BLANK,), 3.0), 0.9, (BLANK,)) for lead in leads)
-    whole = removal.Ground(parts, some, some, some, (leads[0],), attacks, 5.0, None, Run(CPU),
+    whole = Ground(parts, some, some, some, (leads[0],), attacks, 5.0, None, Run(CPU),
                            lambda name, /: nullcontext(), quick=True, suspected=True, second_look=False)
     other = whole.instead()
     assert other is not None
@@ -130,7 +131,7 @@ def test_where_a_repair_fails_quantised_colours_are_unlearned_instead(
         followed.clear()
         proofs = iter(verify.Proof(Agreement(overall=1.0, per_class=[]), (), good, "told", (), (), (), True)
                       for good in accepted)
-        monkeypatch.setattr(removal, "prove", lambda *arguments, proofs=proofs, **options: next(proofs))
+        monkeypatch.setattr("deepsanitizer.ground.prove", lambda *arguments, proofs=proofs, **options: next(proofs))
         done = removal.remove(whole, method, rounds=3)
         assert followed == families
         assert done.proof.accepted is accepted[-1]

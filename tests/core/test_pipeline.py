@@ -20,6 +20,7 @@ from torch import Tensor
 from deepsanitizer import examination, loading, pipeline, policy, removal, signals, types, verify
 from deepsanitizer.cli.judge import outcome_code
 from deepsanitizer.errors import CannotJudgeError, DeadlineReachedError, ExitCode, UsageError
+from deepsanitizer.ground import prepare
 from deepsanitizer.repair import closed_form, overshoot, tune
 from deepsanitizer.report import from_json, to_json
 from deepsanitizer.types import Loaded, Progress, SanitizeReport, ScanReport, Verdict, silent
@@ -238,7 +239,7 @@ def test_what_is_only_suspicious_is_repaired_when_forced_alone(force: bool, plan
 def test_a_repair_that_is_not_proven_is_rolled_back(planted: PlantedOf, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = write_folder(planted("patch"), tmp_path / "model")
-    monkeypatch.setattr(removal, "prove", partial(verify.prove, least_sure=1.01))
+    monkeypatch.setattr("deepsanitizer.ground.prove", partial(verify.prove, least_sure=1.01))
     network, report, candidate = pipeline.sanitize_with_candidate(
         loaded, output=tmp_path / "out", target=TARGET, effort="fast", device="cpu")
     assert report.outcome == "rolled_back"
@@ -274,7 +275,7 @@ def test_a_failed_proof_is_told_and_the_repair_begun_anew(joins: bool, planted: 
         found = proof.attacks[0].found.triggers if joins else ()
         return dataclasses.replace(proof, accepted=False, repeated=True, left=proof.comparisons, to_unlearn=found)
 
-    monkeypatch.setattr(removal, "prove", prove)
+    monkeypatch.setattr("deepsanitizer.ground.prove", prove)
     loaded = write_folder(planted("patch"), tmp_path / "model")
     _, report, _ = pipeline.sanitize_with_candidate(loaded, target=TARGET, effort="fast", device="cpu")
     assert report.outcome == "rolled_back"
@@ -292,13 +293,13 @@ def test_a_forced_repair_stops_at_the_heaviest_weight(suspected: bool, weights: 
     """Natural patterns go on working: a lighter weight would cost a clean network accuracy for nothing."""
     case = examination.open_case(planted("none").loaded, None, "auto", "cpu", 0, "fast", silent, None)
     examined = examination.examine(case, full=True)
-    ground = removal.prepare(case.parts, examined.dummies, examined.results,
+    ground = prepare(case.parts, examined.dummies, examined.results,
                              examination.accused(examined, TARGET, True), case.plan,
                              case.run, case.clock.stage, stored_as=None)
     monkeypatch.setattr(removal, "success", lambda *arguments, **options: 0.9)
     monkeypatch.setattr(removal, "kept_agreement", lambda *arguments, **options: (1.0, 1.0))
     failed = verify.Proof(types.Agreement(overall=1.0, per_class=[]), (), False, "not yet", (), (), (), True)
-    monkeypatch.setattr(removal, "prove", lambda *arguments, **options: failed)
+    monkeypatch.setattr("deepsanitizer.ground.prove", lambda *arguments, **options: failed)
     made: list[str] = []
     factors: set[float] = set()
     ladder, further = closed_form.ladder, overshoot.repair

@@ -6,12 +6,13 @@ from contextlib import nullcontext
 import pytest
 from helpers.planted import CPU
 
-from deepsanitizer import removal, verify
+from deepsanitizer import verify
 from deepsanitizer.calibration import LEVEL
 from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.curate import invert
 from deepsanitizer.demo import truth
 from deepsanitizer.demo.run import load_model
+from deepsanitizer.ground import Ground
 from deepsanitizer.policy import EFFORTS
 from deepsanitizer.repair.bank import Lead
 from deepsanitizer.signals import SCREEN_DUMMIES, screen
@@ -29,10 +30,10 @@ def demo() -> Classifier:
     return classifier_of(loaded.network, loaded.spec, CPU)
 
 
-def ground_of(demo: Classifier, lead: Lead) -> removal.Ground:
+def ground_of(demo: Classifier, lead: Lead) -> Ground:
     run = Run(CPU)
     dummies = invert(demo, 43, run, purpose="test", steps=5)
-    return removal.Ground(split(demo, "auto"), dummies, dummies, dummies, (lead,), (), 5.0, None, run,
+    return Ground(split(demo, "auto"), dummies, dummies, dummies, (lead,), (), 5.0, None, run,
                           lambda name, /: nullcontext(), quick=True, suspected=True)
 
 
@@ -58,7 +59,7 @@ def test_a_network_that_still_carries_its_backdoor_is_told_and_of_another_class_
 def test_an_effort_that_leaves_it_out_says_so(demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     lead = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12)
     fine = Proof(Agreement(overall=1.0, per_class=[]), (), True, "fine", (), (), (), True)
-    monkeypatch.setattr(removal, "prove", lambda *args, **kwargs: fine)
+    monkeypatch.setattr("deepsanitizer.ground.prove", lambda *args, **kwargs: fine)
     ground = dataclasses.replace(ground_of(demo, lead), second_look=EFFORTS["fast"].second_look)
     proof = ground.proven(demo.clone(), 0, ["a step"]).proof
     assert proof.accepted
@@ -72,8 +73,8 @@ def test_what_the_screen_still_speaks_of_is_refused_and_joins_the_bank(
         said: float | None, accepted: bool, demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     lead = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12)
     fine = Proof(Agreement(overall=1.0, per_class=[]), (), True, "fine", (), (), (), True)
-    monkeypatch.setattr(removal, "prove", lambda *args, **kwargs: fine)
-    monkeypatch.setattr(removal, "second_look", lambda *args, **kwargs: (said, [lead]))
+    monkeypatch.setattr("deepsanitizer.ground.prove", lambda *args, **kwargs: fine)
+    monkeypatch.setattr("deepsanitizer.ground.second_look", lambda *args, **kwargs: (said, [lead]))
     proof = ground_of(demo, lead).proven(demo.clone(), 0, ["a step"]).proof
     assert proof.accepted == accepted
     assert all((t.family, t.target) == ("add", TARGET) for t in proof.to_unlearn)

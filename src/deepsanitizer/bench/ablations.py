@@ -29,7 +29,8 @@ from deepsanitizer.bench.tables import load_results
 from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, evaluated, measured
 from deepsanitizer.classifier import Classifier
-from deepsanitizer.removal import BEYOND, KEEPS, Ground, confined_tune, without_goals
+from deepsanitizer.ground import Ground, prepare
+from deepsanitizer.removal import BEYOND, KEEPS, confined_tune, without_goals
 from deepsanitizer.repair import bank, bound, closed_form, overshoot, sharp, tune
 from deepsanitizer.report import write
 from deepsanitizer.triggers import FAMILIES
@@ -168,8 +169,9 @@ def _whole(case: examination.Case, examined: examination.Examined) -> tuple[Row,
 
 
 def _ground(case: examination.Case, examined: examination.Examined) -> Ground:
-    return removal.prepare(case.parts, examined.dummies, examined.results, examination.accused(examined, None, False),
-                           case.plan, case.run, case.clock.stage, stored_as=case.loaded.checkpoint)
+    suspects = examination.accused(examined, None, False)
+    return prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run, case.clock.stage,
+                   stored_as=case.loaded.checkpoint)
 
 
 def _opened(loaded: Loaded) -> examination.Case:

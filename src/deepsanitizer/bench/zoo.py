@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import deepsanitizer
-from deepsanitizer import examination, loading, pipeline, removal
+from deepsanitizer import examination, loading, pipeline
 from deepsanitizer.allocator import keep_freed_memory
 from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.datasets import keep_classes, load_pack, shared_folder
@@ -31,6 +31,7 @@ from deepsanitizer.bench.tables import load_results, ra_reference, table
 from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.errors import DeepSanitizerError
 from deepsanitizer.evaluation import evaluate
+from deepsanitizer.ground import prepare
 from deepsanitizer.report import write
 from deepsanitizer.types import silent
 
@@ -86,8 +87,8 @@ def run_model(zoo: Path, model: str, methods: Sequence[str], seed: int, effort: 
     examined = examination.examine(case, full=force)
     suspects, ground = examination.accused(examined, None, force), None
     if suspects:
-        ground = removal.prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
-                                  case.clock.stage, stored_as=loaded.checkpoint)
+        ground = prepare(case.parts, examined.dummies, examined.results, suspects, case.plan, case.run,
+                         case.clock.stage, stored_as=loaded.checkpoint)
     shared_seconds, shared_passes = (dict(table) for table in (case.clock.seconds, case.clock.passes))
     truth = truth_of(zoo / model)
     before = evaluated(zoo, model, None, images)
