@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from deepsanitizer import facts, loading
-from deepsanitizer.calibration import Calibration, shipped
+from deepsanitizer.calibration import PERMUTATION, WARP, Calibration, shipped
 from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError
@@ -115,7 +115,8 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
     Networks like those of the calibration are screened first and, where a rate may be stated and the screen does not
-    accuse one goal, searched for goals of their own and, where it does not accuse at all, for sources of their own.
+    accuse one goal, searched for goals of their own and, where it does not accuse at all, for sources of their own and
+    for what moves natural images.
     Where at least `ORDINARY` of clean networks show as much in the screen, or where one of these searches accuses, that
     is the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at
     once and judged by a rule of thumb.
@@ -138,7 +139,9 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         # One goal accused is not overruled by goals of their own (docs/research/log.md, 49).
         settled = loud and verdict.suspects[0].target is not None and _calibration(case).rated and not whole
         if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
-            looked += _followed_and_placed(case, first, by_route=not loud, all_of_them=whole)
+            # Where goals of their own are accused only these can say more.
+            names = FURTHER if not loud else ("natural permutation",)
+            looked += followed(case, first, names=names, all_of_them=whole)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it, nor of goals of
             # their own where a screen accuses nothing else.
@@ -151,14 +154,17 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     dummies = _curated(case, first, wide=wide)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
-        permuted = settled or any(item.result.name == "screen permutation" for item in looked)
+        permuted = settled or any(item.result.name == PERMUTATION for item in looked)
         # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew, and
         # once they do nothing that follows can take it back.
         goal = leading_goal([item.result for item in looked]) if looked else None
         until = None if wide else functools.partial(_met, goal)
+        families: tuple[str, ...] = QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES
+        if until is not None and any(item.result.name == WARP for item in looked):
+            # Natural images, which no warp moved, tell more of warps than dummies (docs/research/log.md, 54).
+            families = tuple(family for family in families if family != "warp")
         evidence = looked + collect(
-            case.classifier, dummies, case.run, quick=quick, permuted=permuted, until=until,
-            families=QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES,
+            case.classifier, dummies, case.run, quick=quick, permuted=permuted, until=until, families=families,
             screened=short if quick and (loud or not wide) else (), ahead=_naming(goal, looked))
     verdict = conclude(evidence, first or dummies)
     if not wide and verdict.name == "suspicious":  # a repair may follow
@@ -214,23 +220,18 @@ def _placed(case: Case, short: Sequence[Evidence]) -> tuple[Evidence, ...]:
     return tuple(meant(replace(item, result=result)) for item, result in zip(short, results, strict=True))
 
 
-def followed(case: Case, dummies: Dummies, *, names: Sequence[Further] = FURTHER) -> tuple[Evidence, ...]:
-    """The searches by route and for goals of their own, on the dummies of a screen."""
-    with case.clock.stage("sources and permutations"):
-        return further(case.classifier, dummies, case.run, names=names)
-
-
-def _followed_and_placed(case: Case, dummies: Dummies, *, by_route: bool, all_of_them: bool) -> tuple[Evidence, ...]:
-    """Goals of their own are not searched where a route accuses, unless `all_of_them` are asked for: of the networks
-    with such a route none has shown any (docs/research/log.md, 50).
+def followed(case: Case, dummies: Dummies, *, names: Sequence[Further] = FURTHER,
+             all_of_them: bool = True) -> tuple[Evidence, ...]:
+    """The searches that follow a screen, on its dummies or on natural images, with their places among clean networks.
+    Unless `all_of_them` are asked for they end with the first that accuses.
     """
     looked: tuple[Evidence, ...] = ()
-    for name in FURTHER if by_route else FURTHER[1:]:
-        found = followed(case, dummies, names=(name,))
-        placed = _calibration(case).placed([item.result for item in found])
-        looked += tuple(replace(item, result=result) for item, result in zip(found, placed, strict=True))
-        if not all_of_them and any((item.result.score or 0.0) >= THRESHOLD for item in looked):
-            break
+    with case.clock.stage("further searches"):
+        for item in further(case.classifier, dummies, case.run, names=names):
+            (result,) = _calibration(case).placed([item.result])
+            looked += (replace(item, result=result),)
+            if not all_of_them and (looked[-1].result.score or 0.0) >= THRESHOLD:
+                break
     return looked
 
 

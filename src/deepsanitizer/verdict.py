@@ -62,15 +62,23 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                    f"{rate}.", p)
 
 
+# What each search that follows a screen found, by family; a patch is for one source.
+_ALONE = {
+    "all2all": "One small patch sends each class to a goal of its own",
+    "place": ("A small patch carries one class to one goal and leaves the others alone, far more easily than any other "
+              "pair of classes is reached"),
+    "warp": "A small warp moves images of any kind to one goal far more easily than to any other",
+    "grating": "A faint grating moves images of any kind to one goal far more easily than to any other",
+}
+
+
 def _alone(item: Evidence, calibration: Calibration) -> Verdict:
     """`backdoored` by one of the searches that follow a screen, alone."""
     result, null = item.result, calibration.nulls[item.result.name]
     above = sum(value >= (result.statistic or 0.0) for value in null)
     suspect = Suspect(kind=result.kind, source=result.source, target=result.target, family=result.family,
                       score=result.score or 0.0)
-    what = ("One small patch sends each class to a goal of its own" if result.kind == "all2all" else
-            "A small patch carries one class to one goal and leaves the others alone, far more easily than any other "
-            "pair of classes is reached")
+    what = _ALONE["all2all" if result.kind == "all2all" else result.family]
     return Verdict("backdoored", suspect.score, THRESHOLD, True, (suspect,),
                    f"{what}; {above or 'none'} of {len(null)} clean networks show as much.", result.p_value)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from deepsanitizer import examination
 from deepsanitizer.bench.judging import judged
-from deepsanitizer.calibration import FOLLOWING, FOLLOWING_LEVEL, VOTING, Calibration, quantile
+from deepsanitizer.calibration import FOLLOWING, FOLLOWING_LEVEL, PERMUTATION, ROUTES, VOTING, Calibration, quantile
 from deepsanitizer.classifier import classifier_of, logits_of
 from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.policy import searched, suspect_for
@@ -27,7 +27,6 @@ from deepsanitizer.verdict import judge_screen
 PlantedOf: TypeAlias = Callable[[Attack], Planted]
 DummiesOf: TypeAlias = Callable[[Attack], Dummies]
 NULL = tuple(k / 100 for k in range(100))
-ROUTES, PERMUTATION = FOLLOWING
 
 
 def calibration(*, screen: float = 1.0, following: float = 1.0) -> Calibration:
@@ -186,7 +185,7 @@ def test_a_trigger_of_one_source_is_accused_by_its_route_and_never_accepted_half
     monkeypatch.setattr(examination, "shipped", lambda channels: calibration(screen=1e3, following=1e3))
     quiet = scan(model.network, spec=SPEC, effort="fast", device="cpu")
     assert quiet.verdict == "clean"
-    assert {"screen routes", "screen permutation"} <= {signal.name for signal in quiet.signals}
+    assert set(FOLLOWING) <= {signal.name for signal in quiet.signals}
     nulls = calibration(screen=1e3)
     lax = Calibration(100, {**nulls.nulls, ROUTES: tuple(1e-4 * v for v in NULL), PERMUTATION: tuple(
         1e3 * v for v in NULL)}, nulls.combined, (2, 43), (8, 32), (3,), {})

@@ -2,11 +2,13 @@
 
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --jobs 2
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what further
+    python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what natural
     python -m deepsanitizer.bench.detection --models models/clean --results results/clean --what published
 
-What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`, `further` the searches that
-follow it where it does not accuse; `published` are FreeEagle, the maximum-margin statistic, the weight signature and
-the shift of features, to compare with. The truth is copied beside what the tool says; nothing that searches sees it.
+What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`, `further` and `natural` the
+searches that follow it where it does not accuse, on its dummies and on natural images; `published` are FreeEagle, the
+maximum-margin statistic, the weight signature and the shift of features, to compare with. The truth is copied beside
+what the tool says; nothing that searches sees it.
 """
 
 import json
@@ -15,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 import torch
@@ -26,10 +28,18 @@ from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, truth_of
 from deepsanitizer.curate import invert
 from deepsanitizer.report import write
-from deepsanitizer.signals import SCREEN_DUMMIES, feature_shift, freeeagle, head_weights, mm_bd
+from deepsanitizer.signals import (
+    SCREEN_DUMMIES,
+    by_route,
+    feature_shift,
+    freeeagle,
+    head_weights,
+    mm_bd,
+    on_natural_images,
+)
 from deepsanitizer.types import Evidence, SignalResult, silent
 
-What = Literal["screen", "further", "published"]
+What = Literal["screen", "further", "natural", "published"]
 TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architecture")
 
 
@@ -46,7 +56,9 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
         row |= {"plain": dummies.plain_margin, "matched": dummies.matched,
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
     elif what == "further":
-        evidence = examination.followed(case, examination.screen_dummies(case))
+        evidence = [by_route(case.classifier, examination.screen_dummies(case), case.run)]
+    elif what == "natural":
+        evidence = tuple(on_natural_images(case.classifier, case.run))
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.
         dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
@@ -87,9 +99,10 @@ def load_rows(results: Path, what: What = "screen", seed: int = 0) -> list[dict[
     """
     rows = [json.loads(path.read_text()) for path in sorted(results.glob(f"*.{what}.{seed}.json"))]
     for row in rows:
-        after = result_path(results, row["model"], "further", seed)
-        if what == "screen" and after.exists():
-            row["signals"] += json.loads(after.read_text())["signals"]
+        for follows in ("further", "natural") if what == "screen" else ():
+            after = result_path(results, row["model"], follows, seed)
+            if after.exists():
+                row["signals"] += json.loads(after.read_text())["signals"]
         row["results"] = [SignalResult(**signal) for signal in row.pop("signals")]
     return rows
 
@@ -98,7 +111,7 @@ def load_rows(results: Path, what: What = "screen", seed: int = 0) -> list[dict[
 @click.option("--models", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
               help="Folder of model folders, each with truth.json.")
 @click.option("--results", type=click.Path(path_type=Path), required=True, help="Folder for the rows.")
-@click.option("--what", type=click.Choice(["screen", "further", "published"]), default="screen")
+@click.option("--what", type=click.Choice(get_args(What)), default="screen")
 @click.option("--only", default="", help="Comma-separated names; all by default.")
 @click.option("--seed", default=0)
 @click.option("--jobs", default=2, help="Processes side by side, one torch thread each.")

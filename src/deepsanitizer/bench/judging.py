@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from deepsanitizer.bench.calibrate import calibrated, compared_with, taken
-from deepsanitizer.calibration import COLOUR, FOLLOWING, REACHED, accusations, read
+from deepsanitizer.calibration import COLOUR, FOLLOWING, PERMUTATION, REACHED, ROUTES, accusations, read
 from deepsanitizer.types import Evidence
 from deepsanitizer.verdict import meant, names_source
 
@@ -42,9 +42,9 @@ class Judged:
 def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[str, ...] = ()) -> list[Judged]:
     """Scores of rows against clean ones, with some signals (by the beginning of their names) switched off.
 
-    A score is that of the screen or of a search that follows it, whichever is greatest; routes are searched only where
-    the screen does not accuse, permutations where it does not accuse one goal. Goals are ranked by the screen, as in
-    the tool, unless what follows accuses.
+    A score is that of the screen or of a search that follows it, whichever is greatest; they are made only where the
+    screen does not accuse, that for permutations where it does not accuse one goal, and end with the first that
+    accuses. Goals are ranked by the screen, as in the tool, unless what follows accuses.
     """
     kept = [_without(row, without) for row in calibration]
     kinds = {row["shape"][0] for row in rows}
@@ -65,11 +65,14 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
             kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
-        asked: tuple[str, ...] = FOLLOWING[1:] if by_screen else FOLLOWING  # routes where the screen does not accuse
+        asked: tuple[str, ...] = (PERMUTATION,) if by_screen else FOLLOWING
         if row["shape"][0] != COLOUR or (by_screen and goal is not None):
             asked = ()  # no rate is stated there, and nothing may accuse alone; one goal accused is settled
-        after = next((r for r in placed if r.name in asked and r.score is not None), None)
-        routes = next((r for r in placed if r.name == FOLLOWING[0] and r.source is not None), None)
+        followed = sorted((r for r in placed if r.name in asked and r.score is not None),
+                          key=lambda r: FOLLOWING.index(r.name))
+        after = next((r for r in followed if (r.score or 0.0) >= 1),
+                     max(followed, key=lambda r: r.score or 0.0, default=None))
+        routes = next((r for r in placed if r.name == ROUTES and r.source is not None), None)
         if routes is not None and not by_screen:
             source = routes.source  # what the report shows of sources, whether it accuses or not
         if after is not None and row["reached"] >= REACHED and (after.score or 0.0) > score:

@@ -1,7 +1,8 @@
 """Dummies in place of data: features at the inspection layer (the paper), and images."""
 
 from deepsanitizer.curate.inversion import curate_ordinary, invert
+from deepsanitizer.curate.natural import drawn, natural
 from deepsanitizer.curate.posterior import curate_features
 from deepsanitizer.curate.procedural import procedural
 
-__all__ = ["curate_features", "curate_ordinary", "invert", "procedural"]
+__all__ = ["curate_features", "curate_ordinary", "drawn", "invert", "natural", "procedural"]

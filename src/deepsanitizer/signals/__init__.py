@@ -1,10 +1,11 @@
 """Data-free evidence, one signal per file: `screen` for the verdict, `collect` for what a repair starts from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from deepsanitizer.classifier import Classifier
+from deepsanitizer.curate import drawn
 from deepsanitizer.signals import (
     bounded_gap,
     dictionary,
@@ -28,14 +29,18 @@ QUICK_FAMILIES = ("add", "blend", "filter", "warp")  # what a free patch reaches
 SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, None), ("filter", "filter", 1.0, None),
                    ("filter strong", "filter", 5 / 3, 0.3), ("warp", "warp", 1.0, None))
 LARGE_DICTIONARIES = ("grating", "square")
+SHORT_UNIVERSAL: dict[str, Any] = {"steps": 28, "batch": 16, "short": (8, 8), "finalists": 5, "score_on": 64}
 SHORT_DICTIONARY = {"first": 10, "second": 48}  # dummies on which the entries of a large one are tried in haste
 
 SCREEN_DUMMIES = 300
-Further = Literal["routes", "permutation"]
-FURTHER: tuple[Further, ...] = ("routes", "permutation")
+Natural = Literal["natural warp", "natural grating", "natural permutation"]
+NATURAL: tuple[Natural, ...] = get_args(Natural)
+Further = Literal["routes", Natural]
+FURTHER: tuple[Further, ...] = ("routes", *NATURAL)
 
 __all__ = ["FURTHER", "QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "Further",
-           "collect", "further", "permutation_window", "screen", "told_again", "windows_for"]
+           "by_route", "collect", "further", "on_natural_images", "permutation_window", "screen", "told_again",
+           "windows_for"]
 
 
 def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -63,7 +68,7 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
     evidence = []
     for name, family, share, lr in SCREEN_FAMILIES:
         item = universal.detect(classifier, dummies, run, family=family, share=share, lr=lr,
-                                purpose=f"{purpose} {name}", steps=28, batch=16, short=(8, 8), finalists=5, score_on=64)
+                                purpose=f"{purpose} {name}", **SHORT_UNIVERSAL)
         evidence.append(replace(item, result=replace(item.result, name=name)))
     evidence.append(dictionary.detect(classifier, dummies, run, family="grating", **SHORT_DICTIONARY))
     # Larger windows reach natural evidence, and add nothing to the others (docs/research/log.md, 36).
@@ -75,25 +80,43 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
     evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9, plain=dummies.plain_margin),
                  bounded_gap.detect(classifier, dummies, run), skew.detect(classifier, run),
                  head_weights.detect(classifier), lipschitz.detect(classifier)]
-    return tuple(replace(item, result=replace(item.result, name=f"screen {item.result.name}", stage="screen"))
-                 for item in evidence)
+    return tuple(_short(item, item.result.name) for item in evidence)
 
 
-def further(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "screen",
-            names: Sequence[Further] = FURTHER) -> tuple[Evidence, ...]:
-    """The searches that follow a screen that accuses no goal, on its dummies: for one source and goal, `routes`
-    (28,000 passes for 10 classes), and for goals of their own, `permutation` (16,000). A change needs the nulls
-    measured again.
+def further(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequence[Further] = FURTHER
+            ) -> Iterator[Evidence]:
+    """The searches that follow a screen that accuses no goal, one by one as they are asked for: by route on its
+    dummies, the others on natural images.
     """
+    if "routes" in names:
+        yield by_route(classifier, dummies, run)
+    yield from on_natural_images(classifier, run, names=[name for name in NATURAL if name in names])
+
+
+def by_route(classifier: Classifier, dummies: Dummies, run: Run) -> Evidence:
+    """The search for one source and goal, 28,000 passes for 10 classes. A change needs the nulls measured again."""
+    window, _ = permutation_window(classifier.spec.shape)
+    return _short(routes.detect(classifier, dummies, run, window=window, purpose="screen"), "routes")
+
+
+def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natural] = NATURAL) -> Iterator[Evidence]:
+    """Warps and gratings for one goal (5,000 and 700 passes for 10 classes), and patches for goals of their own
+    (16,000), on images with the statistics of photographs. A change needs the nulls measured again.
+    """
+    images = drawn(classifier, SCREEN_DUMMIES, run)
     window, stride = permutation_window(classifier.spec.shape)
-    found = []
     for name in names:
-        if name == "routes":
-            item = routes.detect(classifier, dummies, run, window=window, purpose=purpose)
+        if name == "natural warp":
+            item = universal.detect(classifier, images, run, family="warp", purpose="screen warp", **SHORT_UNIVERSAL)
+        elif name == "natural grating":
+            item = dictionary.detect(classifier, images, run, family="grating", **SHORT_DICTIONARY)
         else:
-            item = permutation.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose)
-        found.append(replace(item, result=replace(item.result, name=f"screen {name}", stage="screen")))
-    return tuple(found)
+            item = permutation.detect(classifier, images, run, window=window, stride=stride, purpose="screen")
+        yield _short(item, name)
+
+
+def _short(item: Evidence, name: str) -> Evidence:
+    return replace(item, result=replace(item.result, name=f"screen {name}", stage="screen"))
 
 
 def told_again(screened: Sequence[Evidence]) -> dict[str, list[Evidence]]:

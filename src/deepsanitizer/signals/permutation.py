@@ -6,6 +6,8 @@ Why it works: no natural patch sends different classes to different goals; on cl
 Limits: patches only, and all classes: a backdoor that moves a few classes to goals of their own reaches a small share.
 """
 
+import math
+
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search import permutation, permuting
 from deepsanitizer.signals.place import as_matrix
@@ -31,11 +33,12 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
     reached = found.reached[0].item()
     # From where untouched dummies are, so that a margin is above 0 where the patch brings the goals nearer.
     margin, runner_up = found.margin[0].item() + plain, found.elsewhere + plain
-    score = max(0.0, min(margin / (accuse_at[0] * plain), reached / accuse_at[1])) if apart else 0.0
+    # On clean networks it is mostly below 0: cut off there, it would have no null distribution.
+    statistic = min(margin / (accuse_at[0] * plain), reached / accuse_at[1], math.inf if apart else 0.0)
     result = SignalResult(
         name=name, kind="all2all", applicable=True, family="place", window=window, margin=margin,
         runner_up=runner_up, threshold=max(runner_up, 0.0) + 0.3 * plain, success=reached,
-        score=score, statistic=score, passes=run.meter.passes - before,
+        score=max(0.0, statistic), statistic=statistic, passes=run.meter.passes - before,
         reason="" if apart else "several classes share a goal",
         matrix=as_matrix(found.cells[0]))
     return Evidence(result, permuting(found, plain))
