@@ -36,6 +36,17 @@ def leading_by(values: Sequence[float | None], plain: float) -> float:
     return (known[0] - known[1]) / (plain + 1.0) if len(known) > 1 else 0.0
 
 
+def ahead_of_all(values: Sequence[float | None], plain: float) -> float:
+    """By how much the largest of several margins leads the next, over the `plain` margin, 1, and how far the next is
+    above the median: where one class after another is reached, as by colours where classes are colours, a lead is no
+    surprise (docs/research/log.md, 54).
+    """
+    known = sorted((value for value in values if value is not None), reverse=True)
+    if len(known) < 2:
+        return 0.0
+    return (known[0] - known[1]) / (plain + 1.0 + known[1] - statistics.median(known))
+
+
 def standing_out(values: Sequence[float], least: float) -> float:
     """By how many spreads of the others, and `least` more, the largest of several values leads the next: for values
     that have no unit.

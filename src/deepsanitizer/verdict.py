@@ -68,6 +68,7 @@ _ALONE = {
     "place": ("A small patch carries one class to one goal and leaves the others alone, far more easily than any other "
               "pair of classes is reached"),
     "warp": "A small warp moves images of any kind to one goal far more easily than to any other",
+    "filter": "A change of colours moves images of any kind to one goal far more easily than to any other",
     "grating": "A faint grating moves images of any kind to one goal far more easily than to any other",
 }
 

@@ -8,7 +8,7 @@ from helpers.planted import CLASSES, CPU, SPEC, Attack, Planted
 from torch import Tensor, nn
 
 from deepsanitizer.classifier import Classifier, classifier_of
-from deepsanitizer.curate import curate_features, curate_ordinary, invert, procedural
+from deepsanitizer.curate import curate_features, curate_ordinary, drawn, invert, natural, procedural
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import Dummies, InputSpec, Run
@@ -28,15 +28,43 @@ def no_norm(spec: InputSpec, width: int = 8) -> Classifier:
     return classifier_of(network, spec, CPU)
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 20), (4, 9, 30), (3, 1, 1)])
-def test_procedural_images(shape: tuple[int, int, int]) -> None:
-    images = procedural(6, shape, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("draw", [procedural, natural])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 20), (4, 9, 30), (3, 1, 1), (3, 2, 5)])
+def test_images_from_nothing(shape: tuple[int, int, int], draw: Callable[..., Tensor]) -> None:
+    images = draw(6, shape, torch.Generator().manual_seed(0))
     assert images.shape == (6, *shape)
     assert images.min() >= 0
     assert images.max() <= 1
     assert len(images.flatten(1).unique(dim=0)) == 6
-    assert images.equal(procedural(6, shape, torch.Generator().manual_seed(0)))
-    assert not images.equal(procedural(6, shape, torch.Generator().manual_seed(1)))
+    assert images.equal(draw(6, shape, torch.Generator().manual_seed(0)))
+    assert not images.equal(draw(6, shape, torch.Generator().manual_seed(1)))
+
+
+def test_natural_images_have_the_statistics_of_photographs() -> None:
+    images = natural(200, (3, 32, 32), torch.Generator().manual_seed(0))
+    grey = images.mean(1, keepdim=True)
+    # Within an image colours vary far less than brightness, and brightness and contrast vary from image to image.
+    colours = (images - grey) - (images - grey).mean((2, 3), keepdim=True)
+    assert colours.std() < 0.3 * grey.std((2, 3)).mean()
+    assert grey.mean((1, 2, 3)).std() > 0.1
+    assert grey.std((1, 2, 3)).std() > 0.03
+    # Power falls about with the square of the frequency (Ruderman 1994: 1.8).
+    power = torch.fft.rfft2((grey - grey.mean((2, 3), keepdim=True))[:, 0]).abs().square().mean(0)
+    frequency = torch.hypot(torch.fft.fftfreq(32)[:, None], torch.fft.rfftfreq(32)[None])
+    used = (frequency > 0) & (frequency < 0.3)
+    x, y = frequency[used].log(), power[used].log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    assert -3.2 < slope < -1.8
+
+
+def test_large_images_are_drawn_in_parts_and_cost_one_look() -> None:
+    assert natural(5, (3, 20, 20), torch.Generator().manual_seed(0), pixels_at_once=800).shape == (5, 3, 20, 20)
+    classifier, run = no_norm(InputSpec((3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3)), Run(CPU, 3)
+    images = drawn(classifier, 9, run)
+    assert (len(images), run.meter.passes) == (9, 3)
+    assert images.logits.equal(classifier(images.images).detach())
+    assert images.images.equal(drawn(classifier, 9, Run(CPU, 3)).images)
+    assert not images.images.equal(drawn(classifier, 9, Run(CPU, 4)).images)
 
 
 def test_dummies_stand_for_every_class(planted: PlantedOf) -> None:

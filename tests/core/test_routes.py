@@ -13,11 +13,23 @@ from torch import nn
 
 from deepsanitizer import examination
 from deepsanitizer.bench.judging import judged
-from deepsanitizer.calibration import FOLLOWING, FOLLOWING_LEVEL, PERMUTATION, ROUTES, VOTING, Calibration, quantile
+from deepsanitizer.calibration import (
+    FOLLOWING,
+    FOLLOWING_LEVEL,
+    GRATING,
+    PERMUTATION,
+    ROUTES,
+    VOTING,
+    WARP,
+    Calibration,
+    quantile,
+)
 from deepsanitizer.classifier import classifier_of, logits_of
 from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.policy import searched, suspect_for
+from deepsanitizer.report.html import _alone
 from deepsanitizer.search import places_for, routed, routes
+from deepsanitizer.signals import SCREEN_DUMMIES, on_natural_images
 from deepsanitizer.signals.routes import detect as detect_routes
 from deepsanitizer.signals.routes import valued
 from deepsanitizer.triggers import apply_trigger
@@ -97,6 +109,47 @@ def looked(*results: SignalResult) -> list[Evidence]:
     quiet = SignalResult(name=VOTING[0], applicable=True, target=7, statistic=0.1, family="blend", stage="screen")
     return [Evidence(result, (Trigger("place", {}, 1.0, result.target, result.source, 5.0),))
             for result in calibration().placed([quiet, *results])]
+
+
+def test_natural_images_are_searched_one_by_one_and_only_as_asked(planted: PlantedOf) -> None:
+    classifier, run = planted("none").classifier(), Run(CPU, 0)
+    searches = on_natural_images(classifier, run)
+    assert run.meter.passes == 0
+    warp = next(searches).result
+    spent = run.meter.passes
+    grating, permuting = (item.result for item in searches)
+    assert [warp.name, grating.name, permuting.name] == list(FOLLOWING[1:])
+    assert [warp.family, grating.family, permuting.kind] == ["warp", "grating", "all2all"]
+    assert {r.stage for r in (warp, grating, permuting)} == {"screen"}
+    assert run.meter.passes > spent > 0
+    assert warp.passes + grating.passes + permuting.passes == pytest.approx(run.meter.passes - SCREEN_DUMMIES / 3)
+    assert permuting.statistic is not None
+    assert permuting.statistic < 0 == permuting.score  # not cut off, so that clean networks differ
+    (alone,) = on_natural_images(classifier, Run(CPU, 0), names=("natural grating",))
+    assert alone.result.statistic == grating.statistic  # whatever else was asked for
+
+
+@pytest.mark.parametrize(("name", "family"), [(WARP, "warp"), (GRATING, "grating")])
+def test_a_warp_or_grating_of_natural_images_accuses_its_class(name: str, family: str) -> None:
+    found = follows(9.0, name, kind="all2one", target=2, family=family)
+    told = judge_screen(looked(found), made_up(), calibration())
+    (suspect,) = told.suspects
+    assert (told.name, told.calibrated) == ("backdoored", True)
+    assert (suspect.kind, suspect.source, suspect.target, suspect.family) == ("all2one", None, 2, family)
+    assert f"{family} moves images of any kind to one goal" in told.explanation
+    assert _alone(found) == f"2 by a {family}"
+    assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATION))) == ("1 to 3 alone", "a permutation")
+
+
+def test_warps_are_not_searched_on_dummies_where_none_moved_natural_images(planted: PlantedOf,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "shipped", lambda channels: calibration(screen=1e3, following=1e3))
+    monkeypatch.setattr(examination, "ORDINARY", 2.0)
+    monkeypatch.setattr(examination, "_met", lambda goal, evidence: False)
+    case = examination.open_case(planted("none").network, SPEC, "auto", "cpu", 0, "fast", silent, None)
+    quiet = {signal.name for signal in examination.examine(case).results}
+    assert "warp" not in quiet
+    assert {"blend", "filter", WARP} <= quiet
 
 
 def made_up(reached: int = 10) -> Dummies:

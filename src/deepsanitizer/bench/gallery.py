@@ -1,10 +1,11 @@
-"""Recovered triggers beside the real ones, as one picture for the documentation.
+"""Pictures for the documentation: recovered triggers beside the real ones, or images drawn from nothing.
 
     python -m deepsanitizer.bench.gallery models/* --output docs/images/triggers.png
+    python -m deepsanitizer.bench.gallery --output docs/images/natural.png
 
 Each model folder is one that `bench.train` made. A row shows a dummy of the scan, the same with the planted trigger
 and with the strongest recovered one, and what each changes, amplified. Only the drawing knows what was planted: the
-scan does not.
+scan does not. Without folders: natural images above, below them those from which dummies are curated.
 """
 
 import io
@@ -21,6 +22,7 @@ from torch import Tensor
 from deepsanitizer import examination, facts, loading
 from deepsanitizer.bench.attacks import ATTACKS
 from deepsanitizer.bench.zoo import code_of, truth_of
+from deepsanitizer.curate import natural, procedural
 from deepsanitizer.loading import atomic
 from deepsanitizer.pictures import difference_picture, to_picture
 from deepsanitizer.triggers import apply_trigger
@@ -78,19 +80,33 @@ def drawn(rows: Sequence[Shown]) -> Image.Image:
     return sheet
 
 
+def from_nothing(*, count: int = 10, side: int = 32, seed: int = 0) -> Image.Image:
+    """Two rows of images of 32 pixels: with the statistics of photographs, and what curation starts from."""
+    sheet = Image.new("RGB", (count * (SIDE // 2 + 4) - 4, SIDE + 4), "white")
+    for row, draw in enumerate((natural, procedural)):
+        for column, image in enumerate(draw(count, (3, side, side), torch.Generator().manual_seed(seed))):
+            small = _image(to_picture(image, role="dummy", caption=""))
+            small = small.resize((SIDE // 2, SIDE // 2), Image.Resampling.NEAREST)
+            sheet.paste(small, (column * (SIDE // 2 + 4), row * (SIDE // 2 + 4)))
+    return sheet
+
+
 def _image(picture: Picture) -> Image.Image:
     image = Image.open(io.BytesIO(b64decode(picture.png_base64))).convert("RGB")
     return image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="A .png.")
 @click.option("--seed", default=0)
 @click.option("--threads", default=1)
 def main(folders: tuple[Path, ...], output: Path, seed: int, threads: int) -> None:
     """See the module."""
     torch.set_num_threads(threads)
+    if not folders:
+        _write(from_nothing(), output)
+        return
     rows = []
     for folder in folders:
         try:
@@ -101,8 +117,12 @@ def main(folders: tuple[Path, ...], output: Path, seed: int, threads: int) -> No
         click.echo(rows[-1].title)
     if not rows:
         raise SystemExit(1)
+    _write(drawn(rows), output)
+
+
+def _write(sheet: Image.Image, output: Path) -> None:
     file = io.BytesIO()
-    drawn(rows).save(file, "PNG", optimize=True)
+    sheet.save(file, "PNG", optimize=True)
     atomic.write_file(output, file.getvalue())
 
 

@@ -19,13 +19,24 @@ from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
 from deepsanitizer.bench.judging import Judged, Row, auroc, counted, judged, share
 from deepsanitizer.bench.population import LONGER
-from deepsanitizer.calibration import COLOUR, FOLLOWING, GRATING, LEVEL, PERMUTATION, ROUTES, VOTING, WARP, quantile
+from deepsanitizer.calibration import (
+    COLOUR,
+    FILTER,
+    FOLLOWING,
+    GRATING,
+    LEVEL,
+    PERMUTATION,
+    ROUTES,
+    VOTING,
+    WARP,
+    quantile,
+)
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
 # The signals that search the family of an attack.
 OF_ATTACK = {"patch": ("screen place", "screen own goals", ROUTES, PERMUTATION), "blend": ("screen blend",),
-             "tint": ("screen filter",), "warp": ("screen warp", WARP), "grating": ("screen grating", GRATING)}
+             "tint": ("screen filter", FILTER), "warp": ("screen warp", WARP), "grating": ("screen grating", GRATING)}
 
 
 def report(groups: dict[str, list[Row]]) -> str:

@@ -69,7 +69,7 @@ def _drawn(count: int, shape: tuple[int, int, int], generator: torch.Generator, 
     luminance = luminance + 0.25 * uniform() * _coloured_noise(count, height, width, 1.0, generator)
     luminance = luminance + 0.5 * ((columns / width - 0.5) * normal() + (rows / height - 0.5) * normal())
     luminance = luminance - luminance.mean((1, 2), keepdim=True)
-    luminance = luminance / luminance.std((1, 2), keepdim=True).clamp_min(1e-6)
+    luminance = luminance / _deviation(luminance)
     brightness, contrast = 0.2 + 0.55 * uniform(), 0.06 + 0.24 * uniform()
     grey = brightness + contrast * luminance
     colour = 0.25 * contrast * (0.3 + 1.4 * uniform())
@@ -89,12 +89,18 @@ def _coloured_noise(count: int, height: int, width: int, power: float, generator
     amplitude = frequency.clamp_min(1e-6) ** -power
     amplitude[0, 0] = 0
     white = torch.randn(count, height, width, generator=generator)
-    field = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=(height, width))
-    return field / field.std((1, 2), keepdim=True).clamp_min(1e-6)
+    field: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=(height, width))
+    return field.div(_deviation(field))
+
+
+def _deviation(field: Tensor) -> Tensor:
+    """Of each of (count, H, W), never 0: (count, 1, 1)."""
+    return field.std((1, 2), keepdim=True, correction=min(1, field[0].numel() - 1)).clamp_min(1e-6)
 
 
 def _softened(image: Tensor) -> Tensor:
-    """Blurred over three pixels; edges mirrored."""
+    """Blurred over three pixels; edges mirrored, where there is anything to mirror."""
     line = torch.tensor([0.25, 0.5, 0.25])
     kernel = (line[:, None] * line).expand(image.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(image, (1, 1, 1, 1), mode="reflect"), kernel, groups=image.shape[1])
+    edge = "reflect" if min(image.shape[2:]) > 1 else "replicate"
+    return F.conv2d(F.pad(image, (1, 1, 1, 1), mode=edge), kernel, groups=image.shape[1])

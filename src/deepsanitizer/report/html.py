@@ -120,10 +120,18 @@ def _screen_chart(report: ScanReport, *, most: int = 8) -> Markup:
     told = [("own goals" if goal is None else class_name(report.model, goal), score) for goal, score in said[:most]]
     for signal in report.signals:
         if signal.name in FOLLOWING and signal.score is not None:
-            told.append(("a permutation" if signal.target is None else f"{signal.source} to {signal.target} alone",
-                         signal.score))  # numbers: two names do not fit on a phone
+            told.append((_alone(signal), signal.score))
     rows = [charts.Row(name, score, score >= report.threshold) for name, score in told]
     return charts.bars(rows, threshold=report.threshold, what="classes") if rows else Markup("")
+
+
+def _alone(signal: SignalResult) -> str:
+    """What a search that accuses alone accuses of; classes by number, for two names do not fit on a phone."""
+    if signal.target is None:
+        return "a permutation"
+    if signal.source is not None:
+        return f"{signal.source} to {signal.target} alone"
+    return f"{signal.target} by a {signal.family}"
 
 
 def _signal(signal: SignalResult, report: ScanReport) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from deepsanitizer.signals import (
     skew,
     universal,
 )
+from deepsanitizer.stats import ahead_of_all
 from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Evidence, Run
 
@@ -33,7 +34,7 @@ SHORT_UNIVERSAL: dict[str, Any] = {"steps": 28, "batch": 16, "short": (8, 8), "f
 SHORT_DICTIONARY = {"first": 10, "second": 48}  # dummies on which the entries of a large one are tried in haste
 
 SCREEN_DUMMIES = 300
-Natural = Literal["natural warp", "natural grating", "natural permutation"]
+Natural = Literal["natural warp", "natural filter", "natural grating", "natural permutation"]
 NATURAL: tuple[Natural, ...] = get_args(Natural)
 Further = Literal["routes", Natural]
 FURTHER: tuple[Further, ...] = ("routes", *NATURAL)
@@ -100,14 +101,19 @@ def by_route(classifier: Classifier, dummies: Dummies, run: Run) -> Evidence:
 
 
 def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natural] = NATURAL) -> Iterator[Evidence]:
-    """Warps and gratings for one goal (5,000 and 700 passes for 10 classes), and patches for goals of their own
-    (16,000), on images with the statistics of photographs. A change needs the nulls measured again.
+    """Warps, filters and gratings for one goal (5,000, 5,000 and 700 passes for 10 classes), and patches for goals of
+    their own (16,000), on images with the statistics of photographs. A change needs the nulls measured again.
     """
     images = drawn(classifier, SCREEN_DUMMIES, run)
     window, stride = permutation_window(classifier.spec.shape)
     for name in names:
-        if name == "natural warp":
-            item = universal.detect(classifier, images, run, family="warp", purpose="screen warp", **SHORT_UNIVERSAL)
+        if name in ("natural warp", "natural filter"):
+            family = name.removeprefix("natural ")
+            item = universal.detect(classifier, images, run, family=family, purpose=f"screen {family}",
+                                    **SHORT_UNIVERSAL)
+            if family == "filter":
+                item = replace(item, result=replace(item.result, statistic=ahead_of_all(
+                    item.result.per_target, images.plain_margin)))
         elif name == "natural grating":
             item = dictionary.detect(classifier, images, run, family="grating", **SHORT_DICTIONARY)
         else:
