@@ -14,6 +14,7 @@ from torch import nn
 from deepsanitizer import examination
 from deepsanitizer.bench.judging import judged
 from deepsanitizer.calibration import (
+    FILTER,
     FOLLOWING,
     FOLLOWING_LEVEL,
     GRATING,
@@ -25,6 +26,7 @@ from deepsanitizer.calibration import (
     quantile,
 )
 from deepsanitizer.classifier import classifier_of, logits_of
+from deepsanitizer.curate import drawn
 from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.policy import searched, suspect_for
 from deepsanitizer.report.html import _alone
@@ -32,6 +34,7 @@ from deepsanitizer.search import places_for, routed, routes
 from deepsanitizer.signals import SCREEN_DUMMIES, on_natural_images
 from deepsanitizer.signals.routes import detect as detect_routes
 from deepsanitizer.signals.routes import valued
+from deepsanitizer.stats import ahead_of_all
 from deepsanitizer.triggers import apply_trigger
 from deepsanitizer.types import Dummies, Evidence, InputSpec, Run, SignalResult, Suspect, Trigger, Verdict, silent
 from deepsanitizer.verdict import judge_screen
@@ -117,26 +120,38 @@ def test_natural_images_are_searched_one_by_one_and_only_as_asked(planted: Plant
     assert run.meter.passes == 0
     warp = next(searches).result
     spent = run.meter.passes
-    grating, permuting = (item.result for item in searches)
-    assert [warp.name, grating.name, permuting.name] == list(FOLLOWING[1:])
-    assert [warp.family, grating.family, permuting.kind] == ["warp", "grating", "all2all"]
-    assert {r.stage for r in (warp, grating, permuting)} == {"screen"}
+    tint, grating, permuting = (item.result for item in searches)
+    found = (warp, tint, grating, permuting)
+    assert tuple(r.name for r in found) == FOLLOWING[1:]
+    assert [r.family for r in found[:3]] == ["warp", "filter", "grating"]
+    assert (permuting.kind, {r.stage for r in found}) == ("all2all", {"screen"})
     assert run.meter.passes > spent > 0
-    assert warp.passes + grating.passes + permuting.passes == pytest.approx(run.meter.passes - SCREEN_DUMMIES / 3)
+    assert sum(r.passes or 0.0 for r in found) == pytest.approx(run.meter.passes - SCREEN_DUMMIES / 3)
+    assert tint.statistic == ahead_of_all(tint.per_target, drawn(classifier, SCREEN_DUMMIES, run).plain_margin)
     assert permuting.statistic is not None
     assert permuting.statistic < 0 == permuting.score  # not cut off, so that clean networks differ
     (alone,) = on_natural_images(classifier, Run(CPU, 0), names=("natural grating",))
     assert alone.result.statistic == grating.statistic  # whatever else was asked for
 
 
-@pytest.mark.parametrize(("name", "family"), [(WARP, "warp"), (GRATING, "grating")])
-def test_a_warp_or_grating_of_natural_images_accuses_its_class(name: str, family: str) -> None:
+def test_a_lead_is_no_surprise_where_one_class_after_another_is_reached() -> None:
+    alone, crowd = [9.0, 1.0, 1.0, 0.0], [9.0, 5.0, 1.0, 0.0, 0.0]
+    assert ahead_of_all(alone, 1.0) == pytest.approx(8 / 2)
+    assert ahead_of_all(crowd, 1.0) == pytest.approx(4 / (2 + 4))
+    assert ahead_of_all([3.0, None], 1.0) == 0.0
+    assert ahead_of_all([*alone, None], 1.0) == ahead_of_all(alone, 1.0)
+
+
+@pytest.mark.parametrize(("name", "words"), [(WARP, "small warp"), (FILTER, "change of colours"),
+                                             (GRATING, "faint grating")])
+def test_what_moves_natural_images_accuses_its_class(name: str, words: str) -> None:
+    family = name.removeprefix("screen natural ")
     found = follows(9.0, name, kind="all2one", target=2, family=family)
     told = judge_screen(looked(found), made_up(), calibration())
     (suspect,) = told.suspects
     assert (told.name, told.calibrated) == ("backdoored", True)
     assert (suspect.kind, suspect.source, suspect.target, suspect.family) == ("all2one", None, 2, family)
-    assert f"{family} moves images of any kind to one goal" in told.explanation
+    assert f"{words} moves images of any kind to one goal" in told.explanation.lower()
     assert _alone(found) == f"2 by a {family}"
     assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATION))) == ("1 to 3 alone", "a permutation")
 
