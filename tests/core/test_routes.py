@@ -237,12 +237,20 @@ def test_the_bench_takes_whichever_is_nearest_to_accusing() -> None:
     def voting(value: float) -> SignalResult:
         return SignalResult(name=VOTING[0], applicable=True, target=7, statistic=value, family="blend", stage="screen")
 
-    clean = [row(f"c{k}", voting(k / 40), follows(k / 40)) for k in range(40)]
+    def warp(value: float) -> SignalResult:
+        return follows(value, WARP, kind="all2one", target=4, family="warp")
+
+    clean = [row(f"c{k}", voting(k / 40), follows(k / 40), warp(k / 40)) for k in range(40)]
     found, kept, screened = judged([row("r", voting(0.1), follows(9.0)), row("k", voting(0.1), follows(0.1)),
                                     row("s", voting(99.0), follows(9.0))], clean)
     assert (found.accused, found.by_screen, found.kind, found.source, found.target) == (True, False, "specific", 1, 3)
     assert not kept.accused
     assert (screened.by_screen, screened.target) == (True, 7)
+    # The searches end with the first that accuses, however loud the next would be.
+    by_warp, by_route = judged([row("w", voting(0.1), warp(9.0), follows(0.1)),
+                                row("b", voting(0.1), warp(99.0), follows(9.0))], clean)
+    assert (by_warp.accused, by_warp.kind, by_warp.target) == (True, "all2one", 4)
+    assert (by_route.kind, by_route.source, by_route.target) == ("specific", 1, 3)
 
 
 @pytest.mark.timeout(300)
