@@ -161,8 +161,9 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         until = None if wide else functools.partial(_met, goal)
         families: tuple[str, ...] = QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES
         if until is not None and any(item.result.name == WARP for item in looked):
-            # Natural images, which no warp moved, tell more of warps than dummies (docs/research/log.md, 54).
-            families = tuple(family for family in families if family != "warp")
+            # Natural images, which none moved, tell more of warps and colours (docs/research/log.md, 54), and windows
+            # at every place of patches.
+            families = tuple(family for family in families if family not in ("warp", "filter", "patch"))
         evidence = looked + collect(
             case.classifier, dummies, case.run, quick=quick, permuted=permuted, until=until, families=families,
             screened=short if quick and (loud or not wide) else (), ahead=_naming(goal, looked))

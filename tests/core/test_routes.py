@@ -156,15 +156,15 @@ def test_what_moves_natural_images_accuses_its_class(name: str, words: str) -> N
     assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATION))) == ("1 to 3 alone", "a permutation")
 
 
-def test_warps_are_not_searched_on_dummies_where_none_moved_natural_images(planted: PlantedOf,
+def test_warps_and_colours_are_not_searched_on_dummies_where_none_moved_natural_images(planted: PlantedOf,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "shipped", lambda channels: calibration(screen=1e3, following=1e3))
     monkeypatch.setattr(examination, "ORDINARY", 2.0)
     monkeypatch.setattr(examination, "_met", lambda goal, evidence: False)
     case = examination.open_case(planted("none").network, SPEC, "auto", "cpu", 0, "fast", silent, None)
     quiet = {signal.name for signal in examination.examine(case).results}
-    assert "warp" not in quiet
-    assert {"blend", "filter", WARP} <= quiet
+    assert not {"warp", "filter", "patch"} & quiet
+    assert {"blend", "add", WARP} <= quiet
 
 
 def made_up(reached: int = 10) -> Dummies:

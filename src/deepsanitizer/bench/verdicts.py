@@ -125,6 +125,9 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
         ("AUROC, of those searched to the end",
          f"{auroc([j.score for j in ended_good], [j.score for j in ended_bad]):.3f} ({len(ended_good)} clean, "
          f"{len(ended_bad)} trojaned)"),
+        *((f"{what}, of all that were searched on natural images",
+           share([j for j in some if _has(j.row, WARP)], lambda j: j.accused))
+          for what, some in (("found", bad), ("false alarms", good))),
         ("inconclusive, clean", share(good, lambda j: j.inconclusive)),
         ("inconclusive, trojaned", share(bad, lambda j: j.inconclusive)),
         ("target first, all-to-one and source-specific", share([*one, *specific], _target_first)),
@@ -150,7 +153,7 @@ def _has(row: Row, name: str) -> bool:
 
 def _thumb(rows: Sequence[Row]) -> str:
     """On how many a signal's own score, as a full scan takes it, reaches 1."""
-    accused = sum(any((r.score or 0.0) >= 1 for r in row["results"]) for row in rows)
+    accused = sum(any((r.score or 0.0) >= 1 and r.name not in FOLLOWING for r in row["results"]) for row in rows)
     return f"{accused} of {len(rows)}"
 
 

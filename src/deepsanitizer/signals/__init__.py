@@ -91,7 +91,7 @@ def further(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequen
     """
     if "routes" in names:
         yield by_route(classifier, dummies, run)
-    yield from on_natural_images(classifier, run, names=[name for name in NATURAL if name in names])
+    yield from on_natural_images(classifier, run, names=[name for name in NATURAL if name in names], dummies=dummies)
 
 
 def by_route(classifier: Classifier, dummies: Dummies, run: Run) -> Evidence:
@@ -100,9 +100,11 @@ def by_route(classifier: Classifier, dummies: Dummies, run: Run) -> Evidence:
     return _short(routes.detect(classifier, dummies, run, window=window, purpose="screen"), "routes")
 
 
-def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natural] = NATURAL) -> Iterator[Evidence]:
+def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natural] = NATURAL,
+                      dummies: Dummies | None = None) -> Iterator[Evidence]:
     """Warps, filters and gratings for one goal (5,000, 5,000 and 700 passes for 10 classes), and patches for goals of
-    their own (16,000), on images with the statistics of photographs. A change needs the nulls measured again.
+    their own (16,000), on images with the statistics of photographs. A change needs the nulls measured again. Thresholds are in
+    plain margins of `dummies`, where a repair follows, for it is measured on such.
     """
     images = drawn(classifier, SCREEN_DUMMIES, run)
     window, stride = permutation_window(classifier.spec.shape)
@@ -118,7 +120,19 @@ def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natur
             item = dictionary.detect(classifier, images, run, family="grating", **SHORT_DICTIONARY)
         else:
             item = permutation.detect(classifier, images, run, window=window, stride=stride, purpose="screen")
-        yield _short(item, name)
+        yield _short(item if dummies is None else _restated(item, images, dummies), name)
+
+
+def _restated(item: Evidence, images: Dummies, dummies: Dummies) -> Evidence:
+    """Evidence with its threshold as far above the runner-up in plain margins of the dummies as it is in those of the
+    images, which are less sure.
+    """
+    result, limit = item.result, max(item.result.runner_up or 0.0, 0.0)
+    if result.threshold is None:
+        return item
+    unit = dummies.plain_margin if result.kind == "all2all" else universal.unit_of(dummies)
+    above = (result.threshold - limit) * unit / images.plain_margin
+    return replace(item, result=replace(result, threshold=limit + above))
 
 
 def _short(item: Evidence, name: str) -> Evidence:
