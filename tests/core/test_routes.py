@@ -134,6 +134,22 @@ def test_natural_images_are_searched_one_by_one_and_only_as_asked(planted: Plant
     assert alone.result.statistic == grating.statistic  # whatever else was asked for
 
 
+def test_a_repair_is_measured_by_the_dummies_not_by_the_less_sure_natural_images(planted: PlantedOf,
+                                                                           dummies_for: DummiesOf) -> None:
+    """By these c10-all2all was rolled back (docs/research/log.md, 54)."""
+    classifier, dummies = planted("none").classifier(), dummies_for("none")
+    images = drawn(classifier, SCREEN_DUMMIES, Run(CPU, 0))
+    assert dummies.plain_margin > images.plain_margin
+    own, restated = ([item.result for item in on_natural_images(classifier, Run(CPU, 0), dummies=given)]
+                     for given in (None, dummies))
+    for before, after in zip(own, restated, strict=True):
+        limit = max(before.runner_up or 0.0, 0.0)
+        assert before.threshold is not None
+        assert after.threshold == pytest.approx(
+            limit + (before.threshold - limit) * dummies.plain_margin / images.plain_margin)
+        assert (after.statistic, after.margin) == (before.statistic, before.margin)
+
+
 def test_a_lead_is_no_surprise_where_one_class_after_another_is_reached() -> None:
     alone, crowd = [9.0, 1.0, 1.0, 0.0], [9.0, 5.0, 1.0, 0.0, 0.0]
     assert ahead_of_all(alone, 1.0) == pytest.approx(8 / 2)

@@ -103,8 +103,8 @@ def by_route(classifier: Classifier, dummies: Dummies, run: Run) -> Evidence:
 def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natural] = NATURAL,
                       dummies: Dummies | None = None) -> Iterator[Evidence]:
     """Warps, filters and gratings for one goal (5,000, 5,000 and 700 passes for 10 classes), and patches for goals of
-    their own (16,000), on images with the statistics of photographs. A change needs the nulls measured again. Thresholds are in
-    plain margins of `dummies`, where a repair follows, for it is measured on such.
+    their own (16,000), on images with the statistics of photographs. A change needs the nulls measured again.
+    Thresholds are in plain margins of `dummies`, where a repair follows, for it is measured on such.
     """
     images = drawn(classifier, SCREEN_DUMMIES, run)
     window, stride = permutation_window(classifier.spec.shape)
