@@ -23,7 +23,7 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
 
     The scores of signals that name the same goal add up; the verdict's is that of the goal that most is said about: the
     combined statistic over the one that `calibration.LEVEL` of clean networks exceed. One of the searches that follow
-    may accuse alone; where both do, the verdict is that of whichever is further beyond its threshold. Where the dummies
+    may accuse alone, or be suspicious; the verdict is that of whichever is further, by its threshold. Where the dummies
     reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated; nor is it where
     few of these have such inputs (`Calibration.rated`).
     """
@@ -38,7 +38,7 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                      if told >= suspicious_from)
     after = max((item for item in evidence if item.result.name in FOLLOWING and item.result.score is not None),
                 key=lambda item: item.result.score or 0.0, default=None)
-    if after is not None and known and (after.result.score or 0.0) >= max(THRESHOLD, score):
+    if after is not None and known and (after.result.score or 0.0) >= max(suspicious_from, score):
         return _alone(after, calibration)
     if not torch.isfinite(dummies.logits).all() or not (known or score >= THRESHOLD):
         return Verdict("inconclusive", score, THRESHOLD, False, suspects,
@@ -74,14 +74,17 @@ _ALONE = {
 
 
 def _alone(item: Evidence, calibration: Calibration) -> Verdict:
-    """`backdoored` by one of the searches that follow a screen, alone."""
+    """`backdoored`, or `suspicious`, by one of the searches that follow a screen, alone."""
     result, null = item.result, calibration.nulls[item.result.name]
     above = sum(value >= (result.statistic or 0.0) for value in null)
     suspect = Suspect(kind=result.kind, source=result.source, target=result.target, family=result.family,
                       score=result.score or 0.0)
     what = _ALONE["all2all" if result.kind == "all2all" else result.family]
-    return Verdict("backdoored", suspect.score, THRESHOLD, True, (suspect,),
-                   f"{what}; {above or 'none'} of {len(null)} clean networks show as much.", result.p_value)
+    told = f"{what}; {above or 'none'} of {len(null)} clean networks show as much."
+    if suspect.score < THRESHOLD:
+        return Verdict("suspicious", suspect.score, THRESHOLD, True, (suspect,),
+                       f"{told} That is not quite enough to accuse by this search alone.", result.p_value)
+    return Verdict("backdoored", suspect.score, THRESHOLD, True, (suspect,), told, result.p_value)
 
 
 def leading_goal(results: Sequence[SignalResult]) -> int | None:

@@ -189,8 +189,13 @@ def made_up(reached: int = 10) -> Dummies:
 
 def test_what_follows_a_screen_accuses_alone_at_its_own_level() -> None:
     needed = quantile(NULL, FOLLOWING_LEVEL)
-    short, enough = (judge_screen(looked(follows(needed + more)), made_up(), calibration()) for more in (-1e-6, 1e-6))
+    short, near, enough = (judge_screen(looked(follows(needed + more)), made_up(), calibration())
+                           for more in (-0.2, -1e-6, 1e-6))
     assert (short.name, short.suspects) == ("clean", ())
+    # A report once said `clean` beside a bar at 0.99.
+    assert (near.name, near.suspects) == ("suspicious", (replace(enough.suspects[0], score=near.score),))
+    assert "not quite enough" in near.explanation
+    assert 0.99 < near.score < near.threshold
     assert enough.name == "backdoored"
     assert enough.calibrated
     assert enough.p_value == pytest.approx(FOLLOWING_LEVEL, rel=1e-3)
