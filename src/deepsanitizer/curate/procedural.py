@@ -1,8 +1,9 @@
 """Procedural images: dead leaves over smooth noise, drawn from a generator and nothing else.
 
-Why: natural images are occluding patches of slowly varying colour; networks respond to these much as to photos,
-which makes them a better start for inversion than noise, at no cost.
-Limits: they carry no class. Reference: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001.
+Why: natural images are occluding patches of slowly varying colour, which makes these a better start for inversion than
+noise, at no cost.
+Limits: they carry no class, and their colours are saturated: `natural` draws images that networks take for photographs
+(docs/research/log.md, 54). Reference: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001.
 """
 
 import torch
