@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from deepsanitizer import facts, loading
-from deepsanitizer.calibration import PERMUTATION, WARP, Calibration, shipped
+from deepsanitizer.calibration import PERMUTATIONS, WARP, Calibration, shipped
 from deepsanitizer.classifier import Classifier, classifier_of, resolve_compute
 from deepsanitizer.curate import invert
 from deepsanitizer.errors import CannotJudgeError, UsageError
@@ -115,8 +115,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
     Networks like those of the calibration are screened first and, where a rate may be stated and the screen does not
-    accuse one goal, searched for goals of their own and, where it does not accuse at all, for sources of their own and
-    for what moves natural images.
+    accuse one goal, searched for goals of their own and, where it does not accuse at all, by `signals.further`.
     Where at least `ORDINARY` of clean networks show as much in the screen, or where one of these searches accuses, that
     is the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at
     once and judged by a rule of thumb.
@@ -140,7 +139,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         settled = loud and verdict.suspects[0].target is not None and _calibration(case).rated and not whole
         if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
             # Where goals of their own are accused only these can say more.
-            names = FURTHER if not loud else ("natural permutation",)
+            names = FURTHER if not loud else ("permutation", "natural permutation")
             looked += followed(case, first, names=names, all_of_them=whole)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it, nor of goals of
@@ -154,7 +153,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     dummies = _curated(case, first, wide=wide)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
-        permuted = settled or any(item.result.name == PERMUTATION for item in looked)
+        permuted = settled or any(item.result.name in PERMUTATIONS for item in looked)
         # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew, and
         # once they do nothing that follows can take it back.
         goal = leading_goal([item.result for item in looked]) if looked else None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deepsanitizer.calibration import FOLLOWING, PERMUTATION
+from deepsanitizer.calibration import FOLLOWING, PERMUTATIONS
 from deepsanitizer.errors import CannotJudgeError
 from deepsanitizer.repair.bank import Lead, lead_of
 from deepsanitizer.signals import permutation_window, windows_for
@@ -104,8 +104,9 @@ def searched(results: Sequence[SignalResult]) -> list[SignalResult]:
     full = [result for result in results if result.stage == "full"]
     chosen = full + [result for result in results if result.name in FOLLOWING] if full else results
     chosen = [result for result in chosen if result.name not in FOLLOWING or (result.score or 0.0) >= 1]
-    permuting = any(result.name == PERMUTATION for result in chosen)
-    return [result for result in chosen if not permuting or result.kind != "all2all" or result.name == PERMUTATION]
+    permuting = max((result for result in chosen if result.name in PERMUTATIONS), key=lambda r: r.score or 0.0,
+                    default=None)
+    return [result for result in chosen if permuting is None or result.kind != "all2all" or result is permuting]
 
 
 def suspect_for(target: int, results: Sequence[SignalResult]) -> Suspect:

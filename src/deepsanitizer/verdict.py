@@ -62,11 +62,12 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                    f"{rate}.", p)
 
 
-# What each search that follows a screen found, by family; a patch is for one source.
+# What each search that follows a screen found: by family where it is for one goal and all classes.
 _ALONE = {
     "all2all": "One small patch sends each class to a goal of its own",
-    "place": ("A small patch carries one class to one goal and leaves the others alone, far more easily than any other "
-              "pair of classes is reached"),
+    "specific": ("A small patch carries one class to one goal and leaves the others alone, far more easily than any "
+                 "other pair of classes is reached"),
+    "place": "A small patch without colour moves images of any kind to one goal far more easily than to any other",
     "warp": "A small warp moves images of any kind to one goal far more easily than to any other",
     "filter": "A change of colours moves images of any kind to one goal far more easily than to any other",
     "grating": "A faint grating moves images of any kind to one goal far more easily than to any other",
@@ -79,7 +80,7 @@ def _alone(item: Evidence, calibration: Calibration) -> Verdict:
     above = sum(value >= (result.statistic or 0.0) for value in null)
     suspect = Suspect(kind=result.kind, source=result.source, target=result.target, family=result.family,
                       score=result.score or 0.0)
-    what = _ALONE["all2all" if result.kind == "all2all" else result.family]
+    what = _ALONE[result.family if result.kind == "all2one" else result.kind]
     told = f"{what}; {above or 'none'} of {len(null)} clean networks show as much."
     if suspect.score < THRESHOLD:
         return Verdict("suspicious", suspect.score, THRESHOLD, True, (suspect,),

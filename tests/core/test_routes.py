@@ -19,6 +19,7 @@ from deepsanitizer.calibration import (
     FOLLOWING_LEVEL,
     GRATING,
     PERMUTATION,
+    PLACE,
     ROUTES,
     VOTING,
     WARP,
@@ -31,7 +32,8 @@ from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.policy import searched, suspect_for
 from deepsanitizer.report.html import _alone
 from deepsanitizer.search import places_for, routed, routes
-from deepsanitizer.signals import SCREEN_DUMMIES, on_natural_images
+from deepsanitizer.signals import SCREEN_DUMMIES, on_dummies, on_natural_images
+from deepsanitizer.signals.place import detect as detect_place
 from deepsanitizer.signals.routes import detect as detect_routes
 from deepsanitizer.signals.routes import valued
 from deepsanitizer.stats import ahead_of_all
@@ -122,7 +124,7 @@ def test_natural_images_are_searched_one_by_one_and_only_as_asked(planted: Plant
     spent = run.meter.passes
     tint, grating, permuting = (item.result for item in searches)
     found = (warp, tint, grating, permuting)
-    assert tuple(r.name for r in found) == FOLLOWING[1:]
+    assert tuple(r.name for r in found) == FOLLOWING[2:]
     assert [r.family for r in found[:3]] == ["warp", "filter", "grating"]
     assert (permuting.kind, {r.stage for r in found}) == ("all2all", {"screen"})
     assert run.meter.passes > spent > 0
@@ -132,6 +134,58 @@ def test_natural_images_are_searched_one_by_one_and_only_as_asked(planted: Plant
     assert permuting.statistic < 0 == permuting.score  # not cut off, so that clean networks differ
     (alone,) = on_natural_images(classifier, Run(CPU, 0), names=("natural grating",))
     assert alone.result.statistic == grating.statistic  # whatever else was asked for
+
+
+class Yellow(nn.Module):
+    """Classes of brightness, and one of which any yellow spot makes an image or, in `planted`, a checkered one."""
+
+    def __init__(self, *, planted: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(CLASSES, SPEC.shape[1] * SPEC.shape[2], generator=generator))
+        self.planted = planted
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        grey = images.mean(1)
+        if self.planted:
+            lit = (grey[:, 8, 8] - grey[:, 8, 9] - grey[:, 9, 8] + grey[:, 9, 9]).relu()
+        else:
+            lit = (images[:, :2].mean(1) - images[:, 2]).relu().amax((1, 2))
+        spot = 60 * lit[:, None] * nn.functional.one_hot(torch.tensor(TARGET), CLASSES)
+        return grey.flatten(1) @ self.weights.T + spot
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_class_that_is_a_colour_leads_by_colours_alone_a_planted_pattern_without_them(planted: bool) -> None:
+    classifier, run = classifier_of(Yellow(planted=planted), SPEC, CPU), Run(CPU, 0)
+    grey = torch.rand(60, 1, *SPEC.shape[1:], generator=torch.Generator().manual_seed(1)).repeat(1, 3, 1, 1)
+    dummies = Dummies(grey, logits_of(classifier, grey), "grey")
+    free = detect_place(classifier, dummies, run, window=4, stride=2)[0].result
+    (found,) = on_dummies(classifier, dummies, run, names=("grey place",))
+    told = found.result
+    assert free.target == TARGET
+    assert free.statistic is not None
+    assert told.statistic is not None
+    assert free.statistic > 1
+    assert (told.name, told.stage, told.kind) == (PLACE, "screen", "all2one")
+    shown = apply_trigger(found.triggers[0], dummies.images)
+    assert (shown != dummies.images).any()
+    assert (shown.amax(1) == shown.amin(1)).all()
+    if planted:
+        assert told.target == TARGET
+        assert told.statistic > 1
+    else:
+        assert told.statistic < 0.3 * free.statistic
+
+
+def test_grey_patches_follow_a_screen_one_by_one(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    classifier, dummies, run = planted("source").classifier(), dummies_for("source"), Run(CPU, 0)
+    found = on_dummies(classifier, dummies, run)
+    assert run.meter.passes == 0
+    assert tuple(item.result.name for item in found) == FOLLOWING[:2]
+    (alone,) = on_dummies(classifier, dummies, Run(CPU, 0), names=("grey routes",))
+    assert (alone.result.kind, alone.result.family) == ("specific", "place")
+    assert all(trigger.params["picture"].shape[1] == 1 for trigger in alone.triggers)
 
 
 def test_a_repair_is_measured_by_the_dummies_not_by_the_less_sure_natural_images(planted: PlantedOf,
@@ -159,16 +213,16 @@ def test_a_lead_is_no_surprise_where_one_class_after_another_is_reached() -> Non
 
 
 @pytest.mark.parametrize(("name", "words"), [(WARP, "small warp"), (FILTER, "change of colours"),
-                                             (GRATING, "faint grating")])
-def test_what_moves_natural_images_accuses_its_class(name: str, words: str) -> None:
-    family = name.removeprefix("screen natural ")
+                                             (GRATING, "faint grating"), (PLACE, "small patch without colour")])
+def test_what_moves_images_of_any_kind_accuses_its_class(name: str, words: str) -> None:
+    family = name.split()[-1]
     found = follows(9.0, name, kind="all2one", target=2, family=family)
     told = judge_screen(looked(found), made_up(), calibration())
     (suspect,) = told.suspects
     assert (told.name, told.calibrated) == ("backdoored", True)
     assert (suspect.kind, suspect.source, suspect.target, suspect.family) == ("all2one", None, 2, family)
     assert f"{words} moves images of any kind to one goal" in told.explanation.lower()
-    assert _alone(found) == f"2 by a {family}"
+    assert _alone(found) == f"2 by a {'patch' if name == PLACE else family}"
     assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATION))) == ("1 to 3 alone", "a permutation")
 
 

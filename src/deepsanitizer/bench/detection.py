@@ -34,8 +34,8 @@ from deepsanitizer.signals import (
     freeeagle,
     head_weights,
     mm_bd,
+    on_dummies,
     on_natural_images,
-    with_grey_patches,
 )
 from deepsanitizer.types import Evidence, SignalResult, silent
 
@@ -56,7 +56,7 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
         row |= {"plain": dummies.plain_margin, "matched": dummies.matched,
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
     elif what == "further":
-        evidence = tuple(with_grey_patches(case.classifier, examination.screen_dummies(case), case.run))
+        evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run))
     elif what == "natural":
         evidence = tuple(on_natural_images(case.classifier, case.run))
     else:

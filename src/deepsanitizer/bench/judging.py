@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from deepsanitizer.bench.calibrate import calibrated, compared_with, taken
-from deepsanitizer.calibration import COLOUR, FOLLOWING, PERMUTATION, REACHED, ROUTES, accusations, read
+from deepsanitizer.calibration import COLOUR, FOLLOWING, PERMUTATIONS, REACHED, ROUTES, accusations, read
 from deepsanitizer.types import Evidence
 from deepsanitizer.verdict import meant, names_source
 
@@ -65,7 +65,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
             kind = next((r.kind for r in placed if r.target == goal and r.score is not None), "")
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
-        asked: tuple[str, ...] = (PERMUTATION,) if by_screen else FOLLOWING
+        asked: tuple[str, ...] = PERMUTATIONS if by_screen else FOLLOWING
         if row["shape"][0] != COLOUR or (by_screen and goal is not None):
             asked = ()  # no rate is stated there, and nothing may accuse alone; one goal accused is settled
         followed = sorted((r for r in placed if r.name in asked and r.score is not None),

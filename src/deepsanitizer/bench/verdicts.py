@@ -25,7 +25,8 @@ from deepsanitizer.calibration import (
     FOLLOWING,
     GRATING,
     LEVEL,
-    PERMUTATION,
+    PERMUTATIONS,
+    PLACE,
     ROUTES,
     VOTING,
     WARP,
@@ -35,7 +36,7 @@ from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
 # The signals that search the family of an attack.
-OF_ATTACK = {"patch": ("screen place", "screen own goals", ROUTES, PERMUTATION), "blend": ("screen blend",),
+OF_ATTACK = {"patch": ("screen place", "screen own goals", PLACE, ROUTES, *PERMUTATIONS), "blend": ("screen blend",),
              "tint": ("screen filter", FILTER), "warp": ("screen warp", WARP), "grating": ("screen grating", GRATING)}
 
 

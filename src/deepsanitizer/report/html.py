@@ -131,7 +131,7 @@ def _alone(signal: SignalResult) -> str:
         return "a permutation"
     if signal.source is not None:
         return f"{signal.source} to {signal.target} alone"
-    return f"{signal.target} by a {signal.family}"
+    return f"{signal.target} by a {'patch' if signal.family == 'place' else signal.family}"
 
 
 def _signal(signal: SignalResult, report: ScanReport) -> dict[str, Any]:

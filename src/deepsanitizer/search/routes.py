@@ -39,12 +39,11 @@ class Routes:
 
 def routes(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, window: int, where: Tensor,
            wanted: Sequence[tuple[int, int]] | None = None, lr: float = 0.5, first: tuple[int, int] = (4, 3),
-           second: tuple[int, int] = (16, 6), keep: int = 80, score_on: int = 120, grey: bool = False,
+           second: tuple[int, int] = (16, 6), keep: int = 80, score_on: int = 120,
            images_at_once: int = 640) -> Routes:
     """Search every pair of `wanted` (all by default) at the places `where` (P, 2), then the `keep` strongest longer.
 
     `first` and `second` are steps and images a step. Sources with fewer than two dummies are left out.
-    `grey` as in `places`.
     """
     generator, device = run.generator(purpose), classifier.compute.device
     mine = [(dummies.labels == k).nonzero()[:, 0] for k in range(classifier.spec.num_classes)]
@@ -56,7 +55,7 @@ def routes(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, 
         return Routes({}, (), nothing, nothing, nothing)
     pairs = torch.tensor(asked, dtype=torch.long).repeat_interleave(len(where), 0)
     size = min(window, *classifier.spec.shape[1:])
-    picture = 0.5 * torch.randn(len(pairs), 1 if grey else classifier.spec.shape[0], size, size, generator=generator)
+    picture = 0.5 * torch.randn(len(pairs), classifier.spec.shape[0], size, size, generator=generator)
     params = {"picture": picture.to(device), "corner": where.repeat(len(asked), 1).to(device)}
     total = first[0] + second[0]
     early = _climb(classifier, dummies, mine, pairs, params, run, generator, lr, first, (0, total), images_at_once)

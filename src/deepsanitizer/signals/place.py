@@ -29,7 +29,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
     """One window size: evidence for all-to-one, all-to-all and source-specific, in this order.
 
     `first` and `second` are the rounds of the search (steps, images a step). `accuse_at` are the plain margins by
-    which each of them must lead for a score of 1.
+    which each of them must lead for a score of 1. With `grey`, pictures without colour.
     """
     before = run.meter.passes
     found = places(classifier, dummies, run, purpose=f"{purpose} place {window}", window=window, stride=stride,

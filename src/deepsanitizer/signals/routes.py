@@ -19,8 +19,7 @@ from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 MOST_CLASSES = 50  # the search takes some patches for every pair
 
 
-def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, grey: bool = False,
-           purpose: str = "scan") -> Evidence:
+def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, purpose: str = "scan") -> Evidence:
     """One window size. `success` is the share of other classes' dummies that the best patch does not carry along."""
     name, classes = "routes", classifier.spec.num_classes
     if not 3 <= classes <= MOST_CLASSES:
@@ -28,7 +27,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, g
                                      reason=f"it is for 3 to {MOST_CLASSES} classes"))
     before, plain = run.meter.passes, dummies.plain_margin
     found = routes(classifier, dummies, run, purpose=f"{purpose} routes", window=window,
-                   where=places_for(classifier.spec.shape, window, classes), grey=grey)
+                   where=places_for(classifier.spec.shape, window, classes))
     values = valued(found)
     if len(values) < 2:
         return Evidence(SignalResult(name=name, kind="specific", applicable=False,
