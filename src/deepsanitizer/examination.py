@@ -23,6 +23,7 @@ from deepsanitizer.signals import (
     collect,
     further,
     screen,
+    windows_for,
 )
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import (
@@ -153,23 +154,31 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
     dummies = _curated(case, first, wide=wide)
     quick = case.plan.quick or (known and not case.plan.full)
     with case.clock.stage("search"):
-        permuted = settled or any(item.result.name in PERMUTATIONS for item in looked)
         # Where the screen accuses, the full searches only say how the goal is reached; else they must say it anew, and
         # once they do nothing that follows can take it back.
         goal = leading_goal([item.result for item in looked]) if looked else None
         until = None if wide else functools.partial(_met, goal)
         families: tuple[str, ...] = QUICK_FAMILIES if case.plan.quick else UNIVERSAL_FAMILIES
-        if until is not None and any(item.result.name == WARP for item in looked):
-            # Natural images, which none moved, tell more of warps and colours (docs/research/log.md, 54), and windows
-            # at every place of patches.
-            families = tuple(family for family in families if family not in ("warp", "filter", "patch"))
+        made = {item.result.name for item in looked}
+        left_out: tuple[str, ...] = ("permutation",) if settled or made & {*PERMUTATIONS} else ()
+        if until is not None and WARP in made:
+            left_out += _told_better(case.loaded.spec.shape)
         evidence = looked + collect(
-            case.classifier, dummies, case.run, quick=quick, permuted=permuted, until=until, families=families,
+            case.classifier, dummies, case.run, quick=quick, left_out=left_out, until=until, families=families,
             screened=short if quick and (loud or not wide) else (), ahead=_naming(goal, looked))
     verdict = conclude(evidence, first or dummies)
     if not wide and verdict.name == "suspicious":  # a repair may follow
         dummies = _curated(case, first, wide=True)
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
+
+
+def _told_better(shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """The full searches of which those that follow a screen tell more, where none of them accused: natural images of
+    warps, colours and gratings, grey patches of small ones. Free patches and additive patterns are met by windows and
+    blends, too, and windows of nearly half the image reach what is natural.
+    """
+    windows = windows_for(shape)
+    return "warp", "filter", "grating", "patch", "add", f"place {windows[0][0]}", f"place {windows[-1][0]}"
 
 
 def _met(goal: int | None, evidence: Sequence[Evidence]) -> bool:

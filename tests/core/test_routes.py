@@ -18,7 +18,7 @@ from deepsanitizer.calibration import (
     FOLLOWING,
     FOLLOWING_LEVEL,
     GRATING,
-    PERMUTATION,
+    PERMUTATIONS,
     PLACE,
     ROUTES,
     VOTING,
@@ -32,7 +32,7 @@ from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.policy import searched, suspect_for
 from deepsanitizer.report.html import _alone
 from deepsanitizer.search import places_for, routed, routes
-from deepsanitizer.signals import SCREEN_DUMMIES, on_dummies, on_natural_images
+from deepsanitizer.signals import SCREEN_DUMMIES, on_dummies, on_natural_images, windows_for
 from deepsanitizer.signals.place import detect as detect_place
 from deepsanitizer.signals.routes import detect as detect_routes
 from deepsanitizer.signals.routes import valued
@@ -124,7 +124,7 @@ def test_natural_images_are_searched_one_by_one_and_only_as_asked(planted: Plant
     spent = run.meter.passes
     tint, grating, permuting = (item.result for item in searches)
     found = (warp, tint, grating, permuting)
-    assert tuple(r.name for r in found) == FOLLOWING[2:]
+    assert tuple(r.name for r in found) == FOLLOWING[3:]
     assert [r.family for r in found[:3]] == ["warp", "filter", "grating"]
     assert (permuting.kind, {r.stage for r in found}) == ("all2all", {"screen"})
     assert run.meter.passes > spent > 0
@@ -178,14 +178,16 @@ def test_a_class_that_is_a_colour_leads_by_colours_alone_a_planted_pattern_witho
         assert told.statistic < 0.3 * free.statistic
 
 
-def test_grey_patches_follow_a_screen_one_by_one(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+def test_patches_follow_a_screen_one_by_one(planted: PlantedOf, dummies_for: DummiesOf) -> None:
     classifier, dummies, run = planted("source").classifier(), dummies_for("source"), Run(CPU, 0)
     found = on_dummies(classifier, dummies, run)
     assert run.meter.passes == 0
-    assert tuple(item.result.name for item in found) == FOLLOWING[:2]
-    (alone,) = on_dummies(classifier, dummies, Run(CPU, 0), names=("grey routes",))
-    assert (alone.result.kind, alone.result.family) == ("specific", "place")
-    assert all(trigger.params["picture"].shape[1] == 1 for trigger in alone.triggers)
+    place, permuting, route = found
+    assert tuple(item.result.name for item in (place, permuting, route)) == FOLLOWING[:3]
+    assert [item.result.kind for item in (place, permuting, route)] == ["all2one", "all2all", "specific"]
+    assert [trigger.params["picture"].shape[1] for trigger in (place.triggers[0], route.triggers[0])] == [1, 3]
+    (alone,) = on_dummies(classifier, dummies, Run(CPU, 0), names=("routes",))
+    assert alone.result.statistic == route.result.statistic  # whatever else was asked for
 
 
 def test_a_repair_is_measured_by_the_dummies_not_by_the_less_sure_natural_images(planted: PlantedOf,
@@ -223,18 +225,19 @@ def test_what_moves_images_of_any_kind_accuses_its_class(name: str, words: str) 
     assert (suspect.kind, suspect.source, suspect.target, suspect.family) == ("all2one", None, 2, family)
     assert f"{words} moves images of any kind to one goal" in told.explanation.lower()
     assert _alone(found) == f"2 by a {'patch' if name == PLACE else family}"
-    assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATION))) == ("1 to 3 alone", "a permutation")
+    assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATIONS[1]))) == ("1 to 3 alone", "a permutation")
 
 
-def test_warps_and_colours_are_not_searched_on_dummies_where_none_moved_natural_images(planted: PlantedOf,
+def test_what_was_searched_better_is_not_searched_in_full_where_nothing_accuses(planted: PlantedOf,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "shipped", lambda channels: calibration(screen=1e3, following=1e3))
     monkeypatch.setattr(examination, "ORDINARY", 2.0)
     monkeypatch.setattr(examination, "_met", lambda goal, evidence: False)
     case = examination.open_case(planted("none").network, SPEC, "auto", "cpu", 0, "fast", silent, None)
     quiet = {signal.name for signal in examination.examine(case).results}
-    assert not {"warp", "filter", "patch"} & quiet
-    assert {"blend", "add", WARP} <= quiet
+    (small, _), (middle, _), (large, _) = windows_for(SPEC.shape)
+    assert not {"warp", "filter", "grating", "patch", "add", "permutation", f"place {small}", f"place {large}"} & quiet
+    assert {"blend", "square", "tone", f"place {middle}", *FOLLOWING} <= quiet
 
 
 def made_up(reached: int = 10) -> Dummies:
@@ -256,7 +259,7 @@ def test_what_follows_a_screen_accuses_alone_at_its_own_level() -> None:
     (suspect,) = enough.suspects
     assert (suspect.kind, suspect.source, suspect.target, suspect.family) == ("specific", 1, 3, "place")
     assert "none of 100 clean networks" in enough.explanation
-    permuting = judge_screen(looked(follows(0.5), follows(needed + 1, PERMUTATION)), made_up(), calibration())
+    permuting = judge_screen(looked(follows(0.5), follows(needed + 1, PERMUTATIONS[1])), made_up(), calibration())
     assert (permuting.suspects[0].kind, permuting.suspects[0].target) == ("all2all", None)
     assert judge_screen(looked(follows(9.0)), made_up(5), calibration()).name == "inconclusive"
 
@@ -267,9 +270,9 @@ def test_where_both_accuse_the_louder_speaks_and_no_share_of_a_screens_score_fol
                         margin=5.0, runner_up=1.0)
     alone = judge_screen(looked(loud), made_up(), calibration())
     soft = quantile(NULL, FOLLOWING_LEVEL) + 1e-6
-    both = judge_screen(looked(follows(soft, PERMUTATION), loud), made_up(), calibration())
+    both = judge_screen(looked(follows(soft, PERMUTATIONS[1]), loud), made_up(), calibration())
     assert (both.suspects[0].target, both.score) == (7, alone.score)
-    louder = judge_screen(looked(follows(9.0, PERMUTATION), loud), made_up(), calibration())
+    louder = judge_screen(looked(follows(9.0, PERMUTATIONS[1]), loud), made_up(), calibration())
     assert (louder.suspects[0].kind, louder.suspects[0].target) == ("all2all", None)
     assert louder.score > alone.score > both.threshold
 
@@ -295,7 +298,7 @@ def test_only_what_accuses_is_followed_up_beside_full_evidence() -> None:
     assert searched([full, loud]) == [full, loud]
     assert searched([quiet]) == []
     # Told twice, c10-all2all was searched for twice as many patches and rolled back (docs/research/log.md, 50).
-    (mine, other), own = calibration().placed([follows(9.0, PERMUTATION), full]), replace(
+    (mine, other), own = calibration().placed([follows(9.0, PERMUTATIONS[1]), full]), replace(
         full, kind="all2all", target=None, stage="screen", name="screen own goals")
     assert searched([own, mine]) == [mine]
     assert searched([own, other]) == [other]
@@ -338,14 +341,15 @@ def test_a_trigger_of_one_source_is_accused_by_its_route_and_never_accepted_half
     assert quiet.verdict == "clean"
     assert set(FOLLOWING) <= {signal.name for signal in quiet.signals}
     nulls = calibration(screen=1e3)
-    lax = Calibration(100, {**nulls.nulls, ROUTES: tuple(1e-4 * v for v in NULL), PERMUTATION: tuple(
-        1e3 * v for v in NULL)}, nulls.combined, (2, 43), (8, 32), (3,), {})
+    loud, never = (tuple(factor * value for value in NULL) for factor in (1e-4, 1e3))
+    lax = Calibration(100, {**nulls.nulls, PLACE: never, PERMUTATIONS[0]: never, ROUTES: loud}, nulls.combined,
+                      (2, 43), (8, 32), (3,), {})
     monkeypatch.setattr(examination, "shipped", lambda channels: lax)
     repaired, report = sanitize(model.network, spec=SPEC, device="cpu")
     assert (report.suspects[0].kind, report.suspects[0].source, report.suspects[0].target) == (
         "specific", SOURCE, TARGET)
     assert "full" not in {signal.stage for signal in report.signals}
-    assert PERMUTATION not in {signal.name for signal in report.signals}  # not searched where a route accuses
+    assert not {WARP, PERMUTATIONS[1]} & {signal.name for signal in report.signals}  # none where a route accuses
     # How the network turns out depends on the processor it is trained on; on some its route is not met a second time.
     acc, asr = accuracy(repaired, "source")
     if report.outcome == "rolled_back":

@@ -173,23 +173,22 @@ def told_again(screened: Sequence[Evidence]) -> dict[str, list[Evidence]]:
 
 
 def collect(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str = "scan",
-            families: tuple[str, ...] = UNIVERSAL_FAMILIES, quick: bool = False, permuted: bool = False,
+            families: tuple[str, ...] = UNIVERSAL_FAMILIES, quick: bool = False, left_out: Sequence[str] = (),
             screened: Sequence[Evidence] = (), until: Callable[[Sequence[Evidence]], bool] | None = None,
             ahead: Sequence[str] = ()) -> tuple[Evidence, ...]:
-    """All signals on one model, in a fixed order; `quick` takes fewer steps, images and finalists throughout. Goals of
-    their own are not searched again where they were already (`permuted`), and what a screen has searched in the same
-    way, `screened` (as `screen` returns it), is told on the scale of full evidence.
+    """All signals on one model but those `left_out` (families, `permutation`, `place` and a window), in a fixed order;
+    `quick` takes fewer steps, images and finalists throughout. What a screen has searched in the same way, `screened`
+    (as `screen` returns it), is told on the scale of full evidence.
 
     With `until`, nothing of the screen stands in for a search: all is searched anew, what is named in `ahead` first,
     until it holds of what was found. Only what was not reached by then is told from the screen, where it is there.
     """
     known = told_again(screened)
     names = [*families, *(name for name, kind in FAMILIES.items() if kind.entries),
-             *(f"place {window}" for window, _ in windows_for(classifier.spec.shape)),
-             *(["permutation"] * (not permuted))]
+             *(f"place {window}" for window, _ in windows_for(classifier.spec.shape)), "permutation"]
     evidence: list[Evidence] = []
     enough = False
-    for name in sorted(names, key=lambda name: name not in ahead):
+    for name in sorted((name for name in names if name not in left_out), key=lambda name: name not in ahead):
         if enough or (until is None and name in known):
             evidence += known.get(name, [])
         else:
