@@ -112,14 +112,15 @@ def open_case(model: Loaded | nn.Module, spec: InputSpec | None, layer: str, dev
     return Case(model, classifier, parts, run, clock, EFFORTS[effort], config)
 
 
-def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False) -> Examined:
+def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = False,
+            to_repair: bool = True) -> Examined:
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
     Networks like those of the calibration are screened first and, where a rate may be stated and the screen does not
     accuse one goal, searched for goals of their own and, where it does not accuse at all, by `signals.further`.
     Where at least `ORDINARY` of clean networks show as much in the screen, or where one of these searches accuses, that
     is the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at
-    once and judged by a rule of thumb.
+    once and judged by a rule of thumb. Dummies that only a repair needs are curated only `to_repair`.
     Raises UsageError where the report is about another file or holds no full evidence.
     """
     known = _covered(case)
@@ -148,7 +149,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
             ordinary = ordinary or (verdict.name == "backdoored" and (
                 not loud or all(suspect.target is None for suspect in verdict.suspects)))
         if ordinary and not whole:
-            dummies = _curated(case, first, wide=verdict.name == "backdoored")
+            dummies = _curated(case, first, wide=to_repair and verdict.name == "backdoored")
             return Examined(dummies, verdict, tuple(item.result for item in looked), looked)
     wide = first is None or loud or whole
     dummies = _curated(case, first, wide=wide)
@@ -167,7 +168,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
             case.classifier, dummies, case.run, quick=quick, left_out=left_out, until=until, families=families,
             screened=short if quick and (loud or not wide) else (), ahead=_naming(goal, looked))
     verdict = conclude(evidence, first or dummies)
-    if not wide and verdict.name == "suspicious":  # a repair may follow
+    if to_repair and not wide and verdict.name == "suspicious":
         dummies = _curated(case, first, wide=True)
     return Examined(dummies, verdict, tuple(item.result for item in evidence), evidence)
 

@@ -56,7 +56,7 @@ def scan_with_evidence(model: Loaded | nn.Module, *, spec: InputSpec | None = No
     case = open_case(model, spec, layer, device, seed, effort, progress, timeout)
     if screen:
         case.config["screen"] = True
-    examined = examine_shortly(case) if screen else examine(case)
+    examined = examine_shortly(case) if screen else examine(case, to_repair=False)
     triggers = facts.triggers_of(examined.verdict.suspects, examined.evidence)
     report = ScanReport(**_scan_fields(case, examined, triggers, "scan"))  # type: ignore[arg-type]
     return report, triggers

@@ -277,6 +277,23 @@ def test_where_both_accuse_the_louder_speaks_and_no_share_of_a_screens_score_fol
     assert louder.score > alone.score > both.threshold
 
 
+@pytest.mark.parametrize("accused", [True, False])
+def test_a_scan_curates_no_dummies_that_only_a_repair_needs(accused: bool, planted: PlantedOf,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "shipped", lambda channels: calibration(
+        screen=1e3, following=1e-4 if accused else 1e3))
+    if not accused:
+        monkeypatch.setattr(examination, "ORDINARY", 2.0)
+        monkeypatch.setattr(examination, "conclude", lambda evidence, dummies: Verdict(
+            "suspicious", 0.9, 1.0, True, (), "made up", 0.5))
+
+    def curated(*, to_repair: bool) -> int:
+        case = examination.open_case(planted("none").network, SPEC, "auto", "cpu", 0, "standard", silent, None)
+        return len(examination.examine(case, to_repair=to_repair).dummies)
+
+    assert curated(to_repair=False) == SCREEN_DUMMIES < curated(to_repair=True)
+
+
 @pytest.mark.parametrize("targets", [(None,), (None, 2)])
 def test_goals_of_their_own_need_no_full_searches_unless_a_class_is_accused_too(
         targets: tuple[int | None, ...], planted: PlantedOf, monkeypatch: pytest.MonkeyPatch) -> None:
