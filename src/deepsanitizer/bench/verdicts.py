@@ -44,12 +44,13 @@ def report(groups: dict[str, list[Row]]) -> str:
     """All tables as Markdown."""
     calibration, clean, bad = counted(groups)
     good_scores, bad_scores = judged(clean, calibration), judged(bad, calibration)
+    own = compared_with(calibration, COLOUR)
     told = ["# Detection", "", f"{len(calibration)} clean networks to calibrate on, {len(clean)} clean and {len(bad)} "
             f"trojaned ones to test on; {len(groups['trojaned']) - len(bad)} more in which the backdoor did not take "
             f"(see `PLANTED`) and {len(groups['clean']) - len(clean)} clean ones that the calibration does not cover "
             f"are left out. Threshold: {LEVEL:.0%} of the calibration; networks of colour images are compared with "
-            f"the {len(compared_with(calibration, COLOUR))} of their like, others (spectrograms of speech) with all.",
-            "",
+            f"the {len(own)} of their like, others (spectrograms of speech) with all. Of these {len(own)} themselves "
+            f"the screen and what follows it accuse {sum(j.accused for j in judged(own, calibration))}.", "",
             *_by_training(good_scores, bad_scores), "",
             "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
             f"found {_thumb(bad)} trojaned, accused {_thumb(clean)} clean and {_thumb(calibration)} calibration "
