@@ -26,7 +26,7 @@ PLACE, ROUTES = "screen grey place", "screen routes"
 PERMUTATIONS = ("screen permutation", "screen natural permutation")  # on dummies and on natural images
 WARP, FILTER, GRATING = "screen natural warp", "screen natural filter", "screen natural grating"
 # They follow a screen and accuse alone.
-FOLLOWING = (PLACE, PERMUTATIONS[0], ROUTES, WARP, FILTER, GRATING, PERMUTATIONS[1])
+FOLLOWING = (ROUTES, PLACE, PERMUTATIONS[0], WARP, FILTER, GRATING, PERMUTATIONS[1])
 FOLLOWING_LEVEL = 0.0025  # the rate at which each of them does: the rates of all add up
 COLOUR = 3  # channels
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network

@@ -182,9 +182,9 @@ def test_patches_follow_a_screen_one_by_one(planted: PlantedOf, dummies_for: Dum
     classifier, dummies, run = planted("source").classifier(), dummies_for("source"), Run(CPU, 0)
     found = on_dummies(classifier, dummies, run)
     assert run.meter.passes == 0
-    place, permuting, route = found
-    assert tuple(item.result.name for item in (place, permuting, route)) == FOLLOWING[:3]
-    assert [item.result.kind for item in (place, permuting, route)] == ["all2one", "all2all", "specific"]
+    route, place, permuting = found
+    assert tuple(item.result.name for item in (route, place, permuting)) == FOLLOWING[:3]
+    assert [item.result.kind for item in (route, place, permuting)] == ["specific", "all2one", "all2all"]
     assert [trigger.params["picture"].shape[1] for trigger in (place.triggers[0], route.triggers[0])] == [1, 3]
     (alone,) = on_dummies(classifier, dummies, Run(CPU, 0), names=("routes",))
     assert alone.result.statistic == route.result.statistic  # whatever else was asked for
@@ -358,15 +358,14 @@ def test_a_trigger_of_one_source_is_accused_by_its_route_and_never_accepted_half
     assert quiet.verdict == "clean"
     assert set(FOLLOWING) <= {signal.name for signal in quiet.signals}
     nulls = calibration(screen=1e3)
-    loud, never = (tuple(factor * value for value in NULL) for factor in (1e-4, 1e3))
-    lax = Calibration(100, {**nulls.nulls, PLACE: never, PERMUTATIONS[0]: never, ROUTES: loud}, nulls.combined,
+    lax = Calibration(100, {**nulls.nulls, ROUTES: tuple(1e-4 * value for value in NULL)}, nulls.combined,
                       (2, 43), (8, 32), (3,), {})
     monkeypatch.setattr(examination, "shipped", lambda channels: lax)
     repaired, report = sanitize(model.network, spec=SPEC, device="cpu")
     assert (report.suspects[0].kind, report.suspects[0].source, report.suspects[0].target) == (
         "specific", SOURCE, TARGET)
     assert "full" not in {signal.stage for signal in report.signals}
-    assert not {WARP, PERMUTATIONS[1]} & {signal.name for signal in report.signals}  # none where a route accuses
+    assert not {*FOLLOWING[1:]} & {signal.name for signal in report.signals}  # none where a route accuses
     # How the network turns out depends on the processor it is trained on; on some its route is not met a second time.
     acc, asr = accuracy(repaired, "source")
     if report.outcome == "rolled_back":
