@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import resources
 from typing import TypeAlias
 
 import pytest
@@ -31,6 +32,7 @@ from deepsanitizer.curate import drawn
 from deepsanitizer.pipeline import sanitize, scan
 from deepsanitizer.policy import searched, suspect_for
 from deepsanitizer.report.html import _alone
+from deepsanitizer.report.words import CALIBRATED
 from deepsanitizer.search import places_for, routed, routes
 from deepsanitizer.signals import SCREEN_DUMMIES, on_dummies, on_natural_images, windows_for
 from deepsanitizer.signals.place import detect as detect_place
@@ -226,6 +228,14 @@ def test_what_moves_images_of_any_kind_accuses_its_class(name: str, words: str) 
     assert f"{words} moves images of any kind to one goal" in told.explanation.lower()
     assert _alone(found) == f"2 by a {'patch' if name == PLACE else family}"
     assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATIONS[1]))) == ("1 to 3 alone", "a permutation")
+
+
+def test_the_report_says_how_many_searches_follow() -> None:
+    """It said five when there were seven."""
+    told = {5: "five", 6: "six", 7: "seven", 8: "eight"}[len(FOLLOWING)]
+    template = resources.files("deepsanitizer.report").joinpath("templates", "report.html.j2").read_text("utf-8")
+    assert f"does not accuse, {told} more follow" in template
+    assert f"{FOLLOWING_LEVEL * 100:g} % each that of the {told} searches" in CALIBRATED[1]
 
 
 def test_what_was_searched_better_is_not_searched_in_full_where_nothing_accuses(planted: PlantedOf,
