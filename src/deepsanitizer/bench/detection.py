@@ -3,12 +3,13 @@
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --jobs 2
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what further
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what natural
+    python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what probes
     python -m deepsanitizer.bench.detection --models models/clean --results results/clean --what published
 
 What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`, `further` and `natural` the
-searches that follow it where it does not accuse, on its dummies and on natural images; `published` are FreeEagle, the
-maximum-margin statistic, the weight signature and the shift of features, to compare with. The truth is copied beside
-what the tool says; nothing that searches sees it.
+searches that follow it where it does not accuse, on its dummies and on natural images, `probes` what follows and is not
+searched; `published` are FreeEagle, the maximum-margin statistic, the weight signature and the shift of features, to
+compare with. The truth is copied beside what the tool says; nothing that searches sees it.
 """
 
 import json
@@ -28,7 +29,9 @@ from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, truth_of
 from deepsanitizer.curate import invert
 from deepsanitizer.report import write
+from deepsanitizer.search import PROBES
 from deepsanitizer.signals import (
+    DUMMY,
     SCREEN_DUMMIES,
     feature_shift,
     freeeagle,
@@ -39,7 +42,8 @@ from deepsanitizer.signals import (
 )
 from deepsanitizer.types import Evidence, SignalResult, silent
 
-What = Literal["screen", "further", "natural", "published"]
+What = Literal["screen", "further", "natural", "probes", "published"]
+FOLLOWS: tuple[What, ...] = ("further", "natural", "probes")
 TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architecture")
 
 
@@ -56,9 +60,13 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
         row |= {"plain": dummies.plain_margin, "matched": dummies.matched,
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
     elif what == "further":
-        evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run))
+        evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
+                                    names=[name for name in DUMMY if name not in PROBES]))
     elif what == "natural":
         evidence = tuple(on_natural_images(case.classifier, case.run))
+    elif what == "probes":
+        evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
+                                    names=[name for name in DUMMY if name in PROBES]))
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.
         dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")
@@ -99,7 +107,7 @@ def load_rows(results: Path, what: What = "screen", seed: int = 0) -> list[dict[
     """
     rows = [json.loads(path.read_text()) for path in sorted(results.glob(f"*.{what}.{seed}.json"))]
     for row in rows:
-        for follows in ("further", "natural") if what == "screen" else ():
+        for follows in FOLLOWS if what == "screen" else ():
             after = result_path(results, row["model"], follows, seed)
             if after.exists():
                 row["signals"] += json.loads(after.read_text())["signals"]

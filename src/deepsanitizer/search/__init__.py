@@ -11,10 +11,11 @@ from deepsanitizer.search.cells import column_means, own_goals
 from deepsanitizer.search.dictionary import Scanned, dictionary
 from deepsanitizer.search.permutation import Permuting, permutation, permuting
 from deepsanitizer.search.places import Places, corners, places, triggers_at
+from deepsanitizer.search.probes import PROBES, Probes
 from deepsanitizer.search.routes import Routes, places_for, routed, routes
 from deepsanitizer.search.shifts import Shifts, shifted, shifts
 from deepsanitizer.search.universal import Found, universal
 
-__all__ = ["Found", "Permuting", "Places", "Routes", "Scanned", "Shifts", "column_means", "corners", "dictionary",
-           "own_goals", "permutation", "permuting", "places", "places_for", "routed", "routes", "shifted", "shifts",
-           "triggers_at", "universal"]
+__all__ = ["PROBES", "Found", "Permuting", "Places", "Probes", "Routes", "Scanned", "Shifts", "column_means", "corners",
+           "dictionary", "own_goals", "permutation", "permuting", "places", "places_for", "routed", "routes", "shifted",
+           "shifts", "triggers_at", "universal"]

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.curate import drawn
+from deepsanitizer.search import PROBES
 from deepsanitizer.signals import (
     bounded_gap,
     dictionary,
@@ -32,19 +33,20 @@ SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, 
 LARGE_DICTIONARIES = ("grating", "square")
 SHORT_UNIVERSAL: dict[str, Any] = {"steps": 28, "batch": 16, "short": (8, 8), "finalists": 5, "score_on": 64}
 SHORT_PLACE: dict[str, Any] = {"first": (6, 8), "second": (10, 14), "score_on": 100}
-SHORT_DICTIONARY = {"first": 10, "second": 48}  # dummies on which the entries of a large one are tried in haste
+# Dummies on which the entries of a large dictionary are tried in haste.
+SHORT_DICTIONARY: dict[str, Any] = {"first": 10, "second": 48}
 
 SCREEN_DUMMIES = 300
 Natural = Literal["natural warp", "natural filter", "natural grating", "natural permutation"]
 NATURAL: tuple[Natural, ...] = get_args(Natural)
-Dummy = Literal["routes", "grey place", "permutation"]
+Dummy = Literal["routes", "stamps", "random warps", "tints", "grey place", "permutation"]
 DUMMY: tuple[Dummy, ...] = get_args(Dummy)
 Further = Literal[Dummy, Natural]
 FURTHER: tuple[Further, ...] = (*DUMMY, *NATURAL)
 
-__all__ = ["FURTHER", "QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES", "Further",
-           "collect", "further", "on_dummies", "on_natural_images", "permutation_window", "screen", "told_again",
-           "windows_for"]
+__all__ = ["DUMMY", "FURTHER", "QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES",
+           "Further", "collect", "further", "on_dummies", "on_natural_images", "permutation_window", "screen",
+           "told_again", "windows_for"]
 
 
 def windows_for(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -105,6 +107,8 @@ def on_dummies(classifier: Classifier, dummies: Dummies, run: Run, *, names: Seq
     for name in names:
         if name == "routes":
             item = routes.detect(classifier, dummies, run, window=wide[0], purpose="screen")
+        elif name in PROBES:
+            item = dictionary.probe(classifier, dummies, run, kind=name)
         elif name == "grey place":
             item, _, _ = place.detect(classifier, dummies, run, window=smallest[0], stride=smallest[1], grey=True,
                                       purpose="screen grey", **SHORT_PLACE)
