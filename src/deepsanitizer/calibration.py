@@ -22,13 +22,13 @@ LEVEL = 0.02  # the false-alarm rate at which the verdict accuses
 FREE = 0.5  # of -log10 of a p-value: what a third of the clean networks show is no evidence
 MOST = 3.0  # that one family may say: p-values far below one in the number of clean networks are extrapolated
 ALONE = 2.1  # weight of own goals: no other signal can speak of a permutation, while eight can speak of a class
-PLACE, ROUTES = "screen grey place", "screen routes"
+ROUTES = "screen routes"
 STAMPS, WARPS, TINTS = "screen stamps", "screen random warps", "screen tints"  # probes: searched by nobody
 PERMUTATIONS = ("screen permutation", "screen natural permutation")  # on dummies and on natural images
 WARP, FILTER, GRATING = "screen natural warp", "screen natural filter", "screen natural grating"
 # They follow a screen and accuse alone.
-FOLLOWING = (ROUTES, STAMPS, WARPS, TINTS, PLACE, PERMUTATIONS[0], WARP, FILTER, GRATING, PERMUTATIONS[1])
-FOLLOWING_LEVEL = 0.0025  # the rate at which each of them does: the rates of all add up
+FOLLOWING = (ROUTES, PERMUTATIONS[0], STAMPS, WARPS, TINTS, WARP, FILTER, GRATING, PERMUTATIONS[1])
+FOLLOWING_LEVEL = 0.002  # the rate at which each of them does: the rates of all add up
 COLOUR = 3  # channels
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",

@@ -67,8 +67,8 @@ _ALONE = {
     "all2all": "One small patch sends each class to a goal of its own",
     "specific": ("A small patch carries one class to one goal and leaves the others alone, far more easily than any "
                  "other pair of classes is reached"),
-    "place": "A small patch without colour moves images of any kind to one goal far more easily than to any other",
-    "warp": "A small warp moves images of any kind to one goal far more easily than to any other",
+    "place": "A small patch moves images of any kind to one goal far more easily than to any other",
+    "warp": "A warp moves images of any kind to one goal far more easily than to any other",
     "filter": "A change of colours moves images of any kind to one goal far more easily than to any other",
     "grating": "A faint grating moves images of any kind to one goal far more easily than to any other",
 }

@@ -26,18 +26,21 @@ from deepsanitizer.calibration import (
     GRATING,
     LEVEL,
     PERMUTATIONS,
-    PLACE,
     ROUTES,
+    STAMPS,
+    TINTS,
     VOTING,
     WARP,
+    WARPS,
     quantile,
 )
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
 # The signals that search the family of an attack.
-OF_ATTACK = {"patch": ("screen place", "screen own goals", PLACE, ROUTES, *PERMUTATIONS), "blend": ("screen blend",),
-             "tint": ("screen filter", FILTER), "warp": ("screen warp", WARP), "grating": ("screen grating", GRATING)}
+OF_ATTACK = {"patch": ("screen place", "screen own goals", STAMPS, ROUTES, *PERMUTATIONS), "blend": ("screen blend",),
+             "tint": ("screen filter", FILTER, TINTS), "warp": ("screen warp", WARP, WARPS),
+             "grating": ("screen grating", GRATING)}
 
 
 def report(groups: dict[str, list[Row]]) -> str:

@@ -26,20 +26,18 @@ class Places:
 
 def places(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, window: int, stride: int,
            lr: float = 0.5, first: tuple[int, int] = (8, 10), second: tuple[int, int] = (14, 20), keep: int = 24,
-           score_per_class: int = 4, score_on: int = 160, only_best: bool = False, grey: bool = False,
-           images_at_once: int = 640) -> Places:
+           score_per_class: int = 4, score_on: int = 160, only_best: bool = False, images_at_once: int = 640) -> Places:
     """Search a square window at every place; every image picks the goal that it is sent to most easily.
 
     One search tells all-to-one, source-specific and all-to-all triggers, at a cost that does not depend on the
     number of classes: `first` (steps, images a step) for all places, `second` for the `keep` best ones. The
     objective adds, per place, the log-sum-exp over classes of the mean margin and the mean over images of the
     log-sum-exp over classes of the image's margins. With `only_best` the places stopped early are left out.
-    `grey` pictures have one channel, which all those of the image are set to.
     """
     generator, device = run.generator(purpose), classifier.compute.device
     where = corners(classifier.spec.shape[1:], window, stride)
     size = min(window, *classifier.spec.shape[1:])
-    picture = 0.5 * torch.randn(len(where), 1 if grey else classifier.spec.shape[0], size, size, generator=generator)
+    picture = 0.5 * torch.randn(len(where), classifier.spec.shape[0], size, size, generator=generator)
     params = {"picture": picture.to(device), "corner": where.to(device)}
     everywhere = torch.arange(len(where))
     total = first[0] + second[0]

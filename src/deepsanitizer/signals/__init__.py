@@ -39,7 +39,7 @@ SHORT_DICTIONARY: dict[str, Any] = {"first": 10, "second": 48}
 SCREEN_DUMMIES = 300
 Natural = Literal["natural warp", "natural filter", "natural grating", "natural permutation"]
 NATURAL: tuple[Natural, ...] = get_args(Natural)
-Dummy = Literal["routes", "stamps", "random warps", "tints", "grey place", "permutation"]
+Dummy = Literal["routes", "permutation", "stamps", "random warps", "tints"]
 DUMMY: tuple[Dummy, ...] = get_args(Dummy)
 Further = Literal[Dummy, Natural]
 FURTHER: tuple[Further, ...] = (*DUMMY, *NATURAL)
@@ -99,19 +99,17 @@ def further(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequen
 
 def on_dummies(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequence[Dummy] = DUMMY
                ) -> Iterator[Evidence]:
-    """Patches for one source and goal, patches without colour for one goal, and patches for goals of their own (28,000,
-    10,000 and 16,000 passes for 10 classes). What is natural is above all colour, what was planted mostly is not. A
-    change needs the nulls measured again.
+    """Patches for one source and goal, patches for goals of their own (28,000 and 16,000 passes for 10 classes), and
+    probes of three kinds for one goal (8,000). A change needs the nulls measured again.
     """
-    smallest, wide = windows_for(classifier.spec.shape)[0], permutation_window(classifier.spec.shape)
+    wide = permutation_window(classifier.spec.shape)
     for name in names:
         if name == "routes":
             item = routes.detect(classifier, dummies, run, window=wide[0], purpose="screen")
         elif name in PROBES:
             item = dictionary.probe(classifier, dummies, run, kind=name)
-        elif name == "grey place":
-            item, _, _ = place.detect(classifier, dummies, run, window=smallest[0], stride=smallest[1], grey=True,
-                                      purpose="screen grey", **SHORT_PLACE)
+            if item.result.window:  # where it is repaired, patches are searched, with windows that hold such a one
+                item = replace(item, result=replace(item.result, window=wide[0]))
         else:
             item = permutation.detect(classifier, dummies, run, window=wide[0], stride=wide[1], purpose="screen")
         yield _short(item, name)

@@ -24,16 +24,15 @@ from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
            first: tuple[int, int] = (8, 10), second: tuple[int, int] = (14, 20), score_on: int = 160,
-           grey: bool = False,
            accuse_at: tuple[float, float, float] = (1.0, 0.3, 1.0)) -> tuple[Evidence, ...]:
     """One window size: evidence for all-to-one, all-to-all and source-specific, in this order.
 
     `first` and `second` are the rounds of the search (steps, images a step). `accuse_at` are the plain margins by
-    which each of them must lead for a score of 1. With `grey`, pictures without colour.
+    which each of them must lead for a score of 1.
     """
     before = run.meter.passes
     found = places(classifier, dummies, run, purpose=f"{purpose} place {window}", window=window, stride=stride,
-                   first=first, second=second, score_on=score_on, grey=grey)
+                   first=first, second=second, score_on=score_on)
     # Natural evidence grows with the area: the unit is that of 6 pixels of 32.
     scale = max(1.0, (window * 32 / min(classifier.spec.shape[1:]) / 6) ** 2)
     passes, unit = run.meter.passes - before, unit_of(dummies) * scale
