@@ -1,6 +1,5 @@
 """Probes, and networks that answer to what is like a trigger."""
 
-
 import pytest
 import torch
 from helpers.planted import CLASSES, CPU, SPEC, TARGET
@@ -65,8 +64,8 @@ def test_warps_follow_from_the_generator() -> None:
 
 
 class Answers(nn.Module):
-    """Classes of brightness; `TARGET` answers to what a trigger leaves in an image: hard edges at one place, a colour
-    that the trigger gives to all of it, or blur, which a warp gives.
+    """Classes of brightness; `TARGET` answers to what a trigger leaves in an image: hard edges at one place, or a
+    colour all over it.
     """
 
     def __init__(self, to: str | None) -> None:

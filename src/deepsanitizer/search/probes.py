@@ -2,8 +2,9 @@
 
 Why: a search finds for every class the best that it answers to, and on small networks what is natural is as strong as
 what was planted. A backdoor answers to what is like its trigger, too: to hard-edged patches, strong warps, tints near
-enough. Natural classes do not.
-All classes are read from the same forward passes.
+enough. Natural classes seldom do. All classes are read from the same forward passes.
+Limits: what is like no probe; where a class is a colour, as on signs, tints reach it on clean networks, too.
+Reference: none known; measured in docs/research/log.md, 56.
 """
 
 import itertools
@@ -14,8 +15,7 @@ import torch
 from torch import Tensor
 
 from deepsanitizer.search.places import corners
-
-Shape = tuple[int, int, int]
+from deepsanitizer.triggers.family import Shape
 
 
 @dataclass(frozen=True, slots=True)
