@@ -20,12 +20,11 @@ from deepsanitizer.triggers.family import Shape
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """Transformations of one family (`triggers.FAMILIES`), all at one strength; `window`: of patches, in pixels."""
+    """Transformations of one family (`triggers.FAMILIES`), all at one strength."""
 
     family: str
     params: dict[str, Tensor]
     strength: float
-    window: int | None = None
 
 
 def stamps(shape: Shape, generator: torch.Generator) -> Probes:
@@ -40,7 +39,7 @@ def stamps(shape: Shape, generator: torch.Generator) -> Probes:
     places = corners(shape[1:], window, stride)
     picture = (8.0 * (2 * kinds - 1))[:, None].expand(-1, shape[0], -1, -1)  # of a sigmoid
     return Probes("place", {"picture": picture.repeat(len(places), 1, 1, 1),
-                            "corner": places.repeat_interleave(len(kinds), 0)}, 1.0, window)
+                            "corner": places.repeat_interleave(len(kinds), 0)}, 1.0)
 
 
 def warps(shape: Shape, generator: torch.Generator, *, count: int = 60) -> Probes:

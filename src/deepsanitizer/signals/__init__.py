@@ -32,7 +32,6 @@ SCREEN_FAMILIES = (("blend", "blend", 1.0, None), ("blend faint", "blend", 0.5, 
                    ("filter strong", "filter", 5 / 3, 0.3), ("warp", "warp", 1.0, None))
 LARGE_DICTIONARIES = ("grating", "square")
 SHORT_UNIVERSAL: dict[str, Any] = {"steps": 28, "batch": 16, "short": (8, 8), "finalists": 5, "score_on": 64}
-SHORT_PLACE: dict[str, Any] = {"first": (6, 8), "second": (10, 14), "score_on": 100}
 # Dummies on which the entries of a large dictionary are tried in haste.
 SHORT_DICTIONARY: dict[str, Any] = {"first": 10, "second": 48}
 
@@ -79,7 +78,8 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
     evidence.append(dictionary.detect(classifier, dummies, run, family="grating", **SHORT_DICTIONARY))
     # Larger windows reach natural evidence, and add nothing to the others (docs/research/log.md, 36).
     window, stride = windows_for(classifier.spec.shape)[0]
-    found = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose, **SHORT_PLACE)
+    found = place.detect(classifier, dummies, run, window=window, stride=stride, purpose=purpose, first=(6, 8),
+                         second=(10, 14), score_on=100)
     evidence += [replace(item, result=replace(item.result, name=name))
                  for name, item in zip(("place", "own goals", "pairs"), found, strict=True)]
     evidence += [mm_bd.detect(classifier, run, images=4, steps=45, lr=5e-2, momentum=0.9, plain=dummies.plain_margin),
@@ -90,8 +90,8 @@ def screen(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str =
 
 def further(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequence[Further] = FURTHER
             ) -> Iterator[Evidence]:
-    """The searches that follow a screen that accuses no goal, one by one as they are asked for: of patches on
-    its dummies, the others on natural images.
+    """The searches that follow a screen that accuses no goal, one by one as they are asked for: of patches, and
+    probes, on its dummies, the others on natural images.
     """
     yield from on_dummies(classifier, dummies, run, names=[name for name in DUMMY if name in names])
     yield from on_natural_images(classifier, run, names=[name for name in NATURAL if name in names], dummies=dummies)
@@ -108,7 +108,7 @@ def on_dummies(classifier: Classifier, dummies: Dummies, run: Run, *, names: Seq
             item = routes.detect(classifier, dummies, run, window=wide[0], purpose="screen")
         elif name in PROBES:
             item = dictionary.probe(classifier, dummies, run, kind=name)
-            if item.result.window:  # where it is repaired, patches are searched, with windows that hold such a one
+            if item.result.family == "place":  # a repair searches patches, with windows that hold such a one
                 item = replace(item, result=replace(item.result, window=wide[0]))
         else:
             item = permutation.detect(classifier, dummies, run, window=wide[0], stride=wide[1], purpose="screen")

@@ -25,7 +25,7 @@ def probe(classifier: Classifier, dummies: Dummies, run: Run, *, kind: str, firs
     tried = detect(classifier, dummies, run, family=probes.family, first=first, second=second, probes=probes)
     # Where one class after another is reached, a lead is no surprise.
     statistic = ahead_of_all(tried.result.per_target, dummies.plain_margin)
-    return replace(tried, result=replace(tried.result, name=kind, window=probes.window or 0, statistic=statistic))
+    return replace(tried, result=replace(tried.result, name=kind, statistic=statistic))
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, family: str, first: int = 16, second: int = 96,
