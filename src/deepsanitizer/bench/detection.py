@@ -4,12 +4,13 @@
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what further
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what natural
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what probes
+    python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what pairs
     python -m deepsanitizer.bench.detection --models models/clean --results results/clean --what published
 
 What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`, `further` and `natural` the
-searches that follow it where it does not accuse, on its dummies and on natural images, `probes` what follows and is not
-searched; `published` are FreeEagle, the maximum-margin statistic, the weight signature and the shift of features, to
-compare with. The truth is copied beside what the tool says; nothing that searches sees it.
+searches that follow it where it does not accuse, on its dummies and on natural images, `probes` and `pairs` what
+follows and is not searched; `published` are FreeEagle, the maximum-margin statistic, the weight signature and the shift
+of features, to compare with. The truth is copied beside what the tool says; nothing that searches sees it.
 """
 
 import json
@@ -42,8 +43,8 @@ from deepsanitizer.signals import (
 )
 from deepsanitizer.types import Evidence, SignalResult, silent
 
-What = Literal["screen", "further", "natural", "probes", "published"]
-FOLLOWS: tuple[What, ...] = ("further", "natural", "probes")
+What = Literal["screen", "further", "natural", "probes", "pairs", "published"]
+FOLLOWS: tuple[What, ...] = ("further", "natural", "probes", "pairs")
 TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architecture")
 
 
@@ -61,12 +62,15 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
     elif what == "further":
         evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
-                                    names=[name for name in DUMMY if name not in PROBES]))
+                                    names=("routes", "permutation")))
     elif what == "natural":
         evidence = tuple(on_natural_images(case.classifier, case.run))
     elif what == "probes":
         evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
                                     names=[name for name in DUMMY if name in PROBES]))
+    elif what == "pairs":
+        evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
+                                    names=("stamped pairs",)))
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.
         dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")

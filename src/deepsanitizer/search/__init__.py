@@ -7,7 +7,7 @@ Margins are logit differences between a class and the best other one, averaged o
 Many transformations (classes, restarts or places) are searched in one batch: they do not interact.
 """
 
-from deepsanitizer.search.cells import column_means, own_goals
+from deepsanitizer.search.cells import answers_of, cells_of, column_means, own_goals
 from deepsanitizer.search.dictionary import Scanned, dictionary
 from deepsanitizer.search.permutation import Permuting, permutation, permuting
 from deepsanitizer.search.places import Places, corners, places, triggers_at
@@ -16,6 +16,6 @@ from deepsanitizer.search.routes import Routes, places_for, routed, routes
 from deepsanitizer.search.shifts import Shifts, shifted, shifts
 from deepsanitizer.search.universal import Found, universal
 
-__all__ = ["PROBES", "Found", "Permuting", "Places", "Probes", "Routes", "Scanned", "Shifts", "column_means", "corners",
-           "dictionary", "own_goals", "permutation", "permuting", "places", "places_for", "routed", "routes", "shifted",
-           "shifts", "triggers_at", "universal"]
+__all__ = ["PROBES", "Found", "Permuting", "Places", "Probes", "Routes", "Scanned", "Shifts", "answers_of", "cells_of",
+           "column_means", "corners", "dictionary", "own_goals", "permutation", "permuting", "places", "places_for",
+           "routed", "routes", "shifted", "shifts", "triggers_at", "universal"]

@@ -1,5 +1,7 @@
 """Source x goal margins of many transformations at once: what every own-goal search and the dictionary score by."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,28 +10,47 @@ from deepsanitizer.triggers import FAMILIES
 from deepsanitizer.types import Dummies, Run
 
 
-@torch.no_grad()
 def cells_of(classifier: Classifier, dummies: Dummies, family: str, params: dict[str, Tensor], run: Run, *,
              strength: float, count: int, images_at_once: int = 640) -> Tensor:
     """Mean margins (P, K, K) of goal over source, with `count` dummies of all classes; -inf where not met.
 
     All goals are read from the same logits: the cost does not depend on the number of classes.
     """
+    cells, met = _averaged(classifier, dummies, family, params, run, margins_of_all, strength, count, images_at_once)
+    never = torch.eye(len(met), dtype=torch.bool) | (met == 0)[:, None]
+    return cells.masked_fill(never, float("-inf"))
+
+
+def answers_of(classifier: Classifier, dummies: Dummies, family: str, params: dict[str, Tensor], run: Run, *,
+               strength: float, count: int, images_at_once: int = 640) -> tuple[Tensor, Tensor]:
+    """The share (P, K, K) of each class's dummies that is given each answer, and how many there are (K,)."""
+    def answers(logits: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+
+    return _averaged(classifier, dummies, family, params, run, answers, strength, count, images_at_once)
+
+
+@torch.no_grad()
+def _averaged(classifier: Classifier, dummies: Dummies, family: str, params: dict[str, Tensor], run: Run,
+              of: Callable[[Tensor], Tensor], strength: float, count: int, images_at_once: int
+              ) -> tuple[Tensor, Tensor]:
+    """What `of` makes of the logits under each of P transformations, averaged over each class's dummies (P, K, K), and
+    how many these are (K,).
+    """
     classes, kind, device = classifier.spec.num_classes, FAMILIES[family], classifier.compute.device
     order = balanced(dummies, torch.Generator().manual_seed(0))[:count]
     images, own = dummies.images[order], dummies.labels[order]
     rows = torch.nn.functional.one_hot(own, classes).float()
-    rows = rows / rows.sum(0).clamp_min(1)
+    met = rows.sum(0)
+    rows = rows / met.clamp_min(1)
     total, parts = len(next(iter(params.values()))), []
     for some in torch.arange(total).split(max(1, images_at_once // len(order))):
         here = {name: value[some.to(device)] for name, value in params.items()}
         changed = kind.apply(here, images, torch.full((len(some),), strength, device=device))
-        margin = margins_of_all(classifier(changed.flatten(0, 1)).view(len(some), len(order), -1))
-        parts.append(torch.einsum("ns,pnj->psj", rows, margin).cpu())
+        logits = classifier(changed.flatten(0, 1)).view(len(some), len(order), -1)
+        parts.append(torch.einsum("ns,pnj->psj", rows, of(logits)).cpu())
     run.meter.add(total * len(order), backward=False)
-    cells = torch.cat(parts)
-    never = torch.eye(classes, dtype=torch.bool) | ~torch.isin(torch.arange(classes), own.cpu())[:, None]
-    return cells.masked_fill(never, float("-inf"))
+    return torch.cat(parts), met.cpu()
 
 
 def column_means(cells: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from deepsanitizer.signals import (
     place,
     routes,
     skew,
+    stamped_pairs,
     universal,
 )
 from deepsanitizer.stats import ahead_of_all
@@ -38,7 +39,7 @@ SHORT_DICTIONARY: dict[str, Any] = {"first": 10, "second": 48}
 SCREEN_DUMMIES = 300
 Natural = Literal["natural warp", "natural filter", "natural grating", "natural permutation"]
 NATURAL: tuple[Natural, ...] = get_args(Natural)
-Dummy = Literal["routes", "permutation", "stamps", "random warps", "tints"]
+Dummy = Literal["routes", "permutation", "stamps", "random warps", "tints", "stamped pairs"]
 DUMMY: tuple[Dummy, ...] = get_args(Dummy)
 Further = Literal[Dummy, Natural]
 FURTHER: tuple[Further, ...] = (*DUMMY, *NATURAL)
@@ -106,6 +107,8 @@ def on_dummies(classifier: Classifier, dummies: Dummies, run: Run, *, names: Seq
     for name in names:
         if name == "routes":
             item = routes.detect(classifier, dummies, run, window=wide[0], purpose="screen")
+        elif name == "stamped pairs":
+            item = stamped_pairs.detect(classifier, dummies, run, window=wide[0])
         elif name in PROBES:
             item = dictionary.probe(classifier, dummies, run, kind=name)
             if item.result.family == "place":  # a repair searches patches, with windows that hold such a one
