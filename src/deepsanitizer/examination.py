@@ -174,12 +174,13 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
 
 
 def _told_better(shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """The full searches of which what follows a screen tells more, where none of it accused: probes and natural images
-    of warps and colours, natural images of gratings, stamps of small patches. Free patches and additive patterns are
-    met by windows and blends, too, and windows of nearly half the image reach what is natural.
+    """The full searches of which what came before tells more, where none of it accused: probes and natural images of
+    warps and colours, natural images of gratings, stamps of small patches, the screen of blends, at two strengths. Free
+    patches and additive patterns are met by windows and blends, too, and windows of nearly half the image reach what is
+    natural.
     """
     windows = windows_for(shape)
-    return "warp", "filter", "grating", "patch", "add", f"place {windows[0][0]}", f"place {windows[-1][0]}"
+    return "warp", "filter", "grating", "blend", "patch", "add", f"place {windows[0][0]}", f"place {windows[-1][0]}"
 
 
 def _met(goal: int | None, evidence: Sequence[Evidence]) -> bool:

@@ -36,7 +36,7 @@ class Pair:
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, first: int = 60, per_class: int = 2,
-           keep: int = 32, pairs: int = 16) -> Evidence:
+           keep: int = 24, pairs: int = 16) -> Evidence:
     """All stamps on `first` dummies, at least `per_class` of each class; the `keep` best on all; of the `pairs` best
     pairs what the goal's dummies show.
 
