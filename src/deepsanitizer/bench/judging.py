@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from deepsanitizer.bench.calibrate import calibrated, compared_with, taken
-from deepsanitizer.calibration import COLOUR, FOLLOWING, PERMUTATIONS, REACHED, ROUTES, accusations, read
+from deepsanitizer.calibration import COLOUR, FOLLOWING, PERMUTATIONS, REACHED, accusations, read
 from deepsanitizer.types import Evidence
-from deepsanitizer.verdict import meant, names_source
+from deepsanitizer.verdict import SUSPICIOUS_FROM, meant, names_source
 
 PLANTED = {"all2one": 60.0, "specific": 60.0, "all2all": 35.0}  # percent
 Row: TypeAlias = dict[str, Any]
@@ -44,7 +44,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
 
     A score is that of the screen or of a search that follows it, whichever is greatest; they are made only where the
     screen does not accuse, that for permutations where it does not accuse one goal, and end with the first that
-    accuses. Goals are ranked by the screen, as in the tool, unless what follows accuses.
+    accuses. Goals are ranked by the screen, as in the tool, unless what follows accuses or is suspicious.
     """
     kept = [_without(row, without) for row in calibration]
     kinds = {row["shape"][0] for row in rows}
@@ -72,12 +72,12 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
                           key=lambda r: FOLLOWING.index(r.name))
         after = next((r for r in followed if (r.score or 0.0) >= 1),
                      max(followed, key=lambda r: r.score or 0.0, default=None))
-        routes = next((r for r in placed if r.name == ROUTES and r.source is not None), None)
-        if routes is not None and not by_screen:
-            source = routes.source  # what the report shows of sources, whether it accuses or not
+        sources = [r for r in followed if r.kind == "specific" and r.source is not None]
+        if sources:  # what the report shows of sources, whether it accuses or not
+            source = max(sources, key=lambda r: r.score or 0.0).source
         if after is not None and row["reached"] >= REACHED and (after.score or 0.0) > score:
             score = after.score or 0.0
-            if score >= 1:  # below it the tool ranks goals by the screen
+            if score >= SUSPICIOUS_FROM:  # below it the tool ranks goals by the screen
                 goal, source, kind = after.target, after.source, after.kind
         out.append(Judged(row, score, goal, source, kind, by_screen))
     return out

@@ -62,7 +62,7 @@ _HOW: Mapping[str, str] = {
 }
 
 CALIBRATED = ("calibrated", "Of the clean networks of the calibration 2 % exceed the threshold of the short searches, "
-              "and 0.2 % each that of the nine searches that follow them and accuse alone. How often a "
+              "and 0.2 % each that of the ten searches that follow them and accuse alone. How often a "
               "network unlike those is accused is not known.")
 UNCALIBRATED = ("uncalibrated", "The threshold was not set on a large collection of models like this one that "
                 "are known to be clean. How often a clean model would be accused, or a backdoored one missed, "
