@@ -12,6 +12,7 @@ Reference: Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,17 @@ def drawn(classifier: Classifier, count: int, run: Run) -> Dummies:
     run.meter.add(count, backward=False)
     return Dummies(images, logits_of(classifier, images).to(classifier.compute.device),
                    "drawn with the statistics of photographs")
+
+
+def blended(classifier: Classifier, dummies: Dummies, run: Run, *, share: float = 0.25) -> Dummies:
+    """The dummies with a share of a natural image in each, those that keep their answer: less sure of it, and nearer to
+    what a trigger was trained on (docs/research/log.md, 57). Costs two forward passes each.
+    """
+    images = (1 - share) * dummies.images + share * drawn(classifier, len(dummies), run).images
+    run.meter.add(len(images), backward=False)
+    logits = logits_of(classifier, images).to(dummies.logits.device)
+    same = logits.argmax(1) == dummies.labels
+    return replace(dummies, images=images[same], logits=logits[same], how=f"{dummies.how}, with natural images in them")
 
 
 def natural(count: int, shape: tuple[int, int, int], generator: torch.Generator, *, leaves: int = 60,

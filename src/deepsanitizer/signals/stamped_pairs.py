@@ -1,9 +1,10 @@
 """A stamp that carries one class to another and leaves all else as it is: evidence for source-specific backdoors.
 
-What: the patches of `search.probes.stamps`, tried forward on dummies of all classes. What a stamp is worth for a source
-and a goal is the share of the source's dummies that it sends to the goal, less where it changes other classes' answers
-(`calm`), where the goal's dummies are like the source (`unlike`) and where what they show at the same place, put on the
-source's, does the same (`shown`). The statistic is the best worth of any pair.
+What: the patches of `search.probes.stamps`, tried forward on dummies of all classes, each with a quarter of a natural
+image in it. What a stamp is worth for a source and a goal is the share of the source's dummies that it sends to the
+goal, less where it changes other classes' answers (`calm`), where the goal's dummies are like the source (`unlike`) and
+where what they show at the same place, put on the source's, does the same (`shown`). The statistic is the best worth of
+any pair.
 Why it works: an attacker trains the trigger to change nothing on other classes, and what is like the trigger inherits
 that; source and goal need not be alike. A natural stamp covers or draws what tells two classes of one kind apart: they
 are alike, their own images do it at that place, and other classes are disturbed.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deepsanitizer.classifier import Classifier
+from deepsanitizer.curate import blended
 from deepsanitizer.search import PROBES, answers_of, cells_of
 from deepsanitizer.signals.place import as_matrix
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
@@ -46,7 +48,11 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, f
     if classes < LEAST_CLASSES:
         return Evidence(SignalResult(name=name, kind="specific", applicable=False,
                                      reason=f"it is for at least {LEAST_CLASSES} classes"))
-    before, family = run.meter.passes, "place"
+    before, family, plain = run.meter.passes, "place", dummies.plain_margin
+    dummies = blended(classifier, dummies, run)
+    if len(dummies.labels.unique()) < LEAST_CLASSES:
+        return Evidence(SignalResult(name=name, kind="specific", applicable=False, passes=run.meter.passes - before,
+                                     reason="the dummies are of too few classes"))
     probes = PROBES["stamps"](classifier.spec.shape, run.generator("probes stamps"))
     params = {key: value.to(classifier.compute.device) for key, value in probes.params.items()}
     run.step("trying stamps by pair", 0, 3)
@@ -72,7 +78,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, f
         return Evidence(SignalResult(name=name, kind="specific", applicable=True, statistic=0.0, family=family,
                                      window=window, reason="no stamp carries one class to another", success=0.0,
                                      passes=run.meter.passes - before))
-    return _evidence(classifier, dummies, run, name, found, worth, params, window, before)
+    return _evidence(classifier, dummies, run, name, found, worth, params, window, before, plain)
 
 
 def calm(shares: Tensor, met: Tensor) -> Tensor:
@@ -126,7 +132,7 @@ def shown(classifier: Classifier, dummies: Dummies, source: int, target: int, co
 
 
 def _evidence(classifier: Classifier, dummies: Dummies, run: Run, name: str, found: list[Pair], worth: Tensor,
-              params: dict[str, Tensor], window: int, before: float) -> Evidence:
+              params: dict[str, Tensor], window: int, before: float, plain: float) -> Evidence:
     """The best pair, with the margins of its three best stamps."""
     best = max(found, key=lambda pair: pair.worth)
     classes = worth.shape[1]
@@ -140,7 +146,7 @@ def _evidence(classifier: Classifier, dummies: Dummies, run: Run, name: str, fou
         matrix[pair.source, pair.target] = pair.worth
     result = SignalResult(
         name=name, kind="specific", applicable=True, source=best.source, target=best.target, margin=margins[0],
-        runner_up=runner_up, threshold=max(runner_up, 0.0) + dummies.plain_margin, statistic=best.worth, family="place",
+        runner_up=runner_up, threshold=max(runner_up, 0.0) + plain, statistic=best.worth, family="place",
         window=window, success=best.sent, matrix=as_matrix(matrix), passes=run.meter.passes - before)
     return Evidence(result, tuple(
         Trigger("place", {key: value[k:k + 1] for key, value in chosen.items()}, 1.0, best.target, best.source, margin)
