@@ -8,7 +8,7 @@ from helpers.planted import CLASSES, CPU, SPEC, Attack, Planted
 from torch import Tensor, nn
 
 from deepsanitizer.classifier import Classifier, classifier_of
-from deepsanitizer.curate import curate_features, curate_ordinary, drawn, invert, natural, procedural
+from deepsanitizer.curate import blended, curate_features, curate_ordinary, drawn, invert, natural, procedural
 from deepsanitizer.errors import DeadlineReachedError
 from deepsanitizer.split import Split, split
 from deepsanitizer.types import Dummies, InputSpec, Run
@@ -65,6 +65,20 @@ def test_large_images_are_drawn_in_parts_and_cost_one_look() -> None:
     assert images.logits.equal(classifier(images.images).detach())
     assert images.images.equal(drawn(classifier, 9, Run(CPU, 3)).images)
     assert not images.images.equal(drawn(classifier, 9, Run(CPU, 4)).images)
+
+
+def test_dummies_with_natural_images_in_them_keep_their_answers_or_go() -> None:
+    spec = InputSpec((3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3)
+    classifier, run = no_norm(spec), Run(CPU, 3)
+    pictures = drawn(classifier, 40, Run(CPU, 5))
+    found = blended(classifier, pictures, run, share=0.5)
+    assert run.meter.passes == pytest.approx(80 / 3)
+    kept = (0.5 * pictures.images + 0.5 * drawn(classifier, 40, Run(CPU, 3)).images)
+    same = classifier(kept).argmax(1) == pictures.labels
+    assert 0 < same.sum() <= 40
+    assert torch.equal(found.images, kept[same])
+    assert torch.equal(found.labels, pictures.labels[same])
+    assert torch.equal(blended(classifier, pictures, Run(CPU, 3), share=0.0).images, pictures.images)
 
 
 def test_dummies_stand_for_every_class(planted: PlantedOf) -> None:

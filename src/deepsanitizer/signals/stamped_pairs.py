@@ -12,7 +12,7 @@ Limits: patches only, and such as are like a stamp. Where source and goal are al
 dummies of a class nothing is said of it. Reference: none known; measured in docs/research/log.md, 57.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,18 +23,18 @@ from deepsanitizer.search import PROBES, answers_of, cells_of
 from deepsanitizer.signals.place import as_matrix
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult, Trigger
 
-LEAST_CLASSES = 4  # of three, one bystander would be left to say that nothing else changes
+LEAST_CLASSES = 4  # of three, one would be left to say that nothing else changes
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """The best stamp for a source and a goal: its number, what it is worth, and the share that it sends there."""
+class Stamped:
+    """S stamps: their params, the share of each class's dummies that gives each answer under them, and their worth
+    before what the goals show is known, both (S, K, K).
+    """
 
-    source: int
-    target: int
-    stamp: int
-    worth: float
-    sent: float
+    params: dict[str, Tensor]
+    shares: Tensor
+    worth: Tensor
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, first: int = 60, per_class: int = 2,
@@ -44,41 +44,51 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, f
 
     `window` is that with which a repair searches; `success` the share of the source's dummies sent to the goal.
     """
-    name, classes = "stamped pairs", classifier.spec.num_classes
-    if classes < LEAST_CLASSES:
-        return Evidence(SignalResult(name=name, kind="specific", applicable=False,
-                                     reason=f"it is for at least {LEAST_CLASSES} classes"))
-    before, family, plain = run.meter.passes, "place", dummies.plain_margin
+    before, plain, classes = run.meter.passes, dummies.plain_margin, classifier.spec.num_classes
     dummies = blended(classifier, dummies, run)
+    empty = SignalResult(name="stamped pairs", kind="specific", applicable=True, family="place", window=window)
     if len(dummies.labels.unique()) < LEAST_CLASSES:
-        return Evidence(SignalResult(name=name, kind="specific", applicable=False, passes=run.meter.passes - before,
-                                     reason="the dummies are of too few classes"))
+        return Evidence(replace(empty, applicable=False, passes=run.meter.passes - before,
+                                reason=f"it is for dummies of at least {LEAST_CLASSES} classes"))
+    tried = _tried(classifier, dummies, run, max(first, per_class * classes), keep)
+    best, stamp = tried.worth.max(0)
+    run.step("trying stamps by pair", 2, 3)
+    matrix = torch.full((classes, classes), -torch.inf)
+    for pair in best.flatten().topk(min(pairs, classes * (classes - 1))).indices.tolist():
+        source, target = divmod(pair, classes)
+        if best[source, target] > 0:
+            place = tried.params["corner"][int(stamp[source, target])].tolist()
+            natural = shown(classifier, dummies, source, target, place, tried.params["picture"].shape[-1], run)
+            matrix[source, target] = best[source, target] * (1 - natural) ** 2
+    if not matrix.isfinite().any():
+        return Evidence(replace(empty, statistic=0.0, success=0.0, reason="no stamp carries one class to another",
+                                passes=run.meter.passes - before))
+    source, target = divmod(int(matrix.argmax()), classes)
+    strongest = tried.worth[:, source, target].topk(min(3, len(tried.worth))).indices
+    params = {key: value[strongest.to(value.device)] for key, value in tried.params.items()}
+    cells = cells_of(classifier, dummies, "place", params, run, strength=1.0, count=len(dummies))
+    others = cells[0][torch.arange(classes) != source]
+    margins, runner_up = cells[:, source, target].tolist(), others[others.isfinite()].max().item()
+    result = replace(
+        empty, source=source, target=target, margin=margins[0], runner_up=runner_up,
+        threshold=max(runner_up, 0.0) + plain, statistic=matrix[source, target].item(), matrix=as_matrix(matrix),
+        success=tried.shares[strongest[0], source, target].item(), passes=run.meter.passes - before)
+    return Evidence(result, tuple(
+        Trigger("place", {key: value[k:k + 1] for key, value in params.items()}, 1.0, target, source, margin)
+        for k, margin in enumerate(margins)))
+
+
+def _tried(classifier: Classifier, dummies: Dummies, run: Run, first: int, keep: int) -> Stamped:
+    """All stamps on the first dummies, those that are worth most for any pair on all."""
     probes = PROBES["stamps"](classifier.spec.shape, run.generator("probes stamps"))
     params = {key: value.to(classifier.compute.device) for key, value in probes.params.items()}
     run.step("trying stamps by pair", 0, 3)
-    shares, met = answers_of(classifier, dummies, family, params, run, strength=probes.strength,
-                             count=max(first, per_class * classes))
-    chosen = calm(shares, met).amax((1, 2)).topk(min(keep, len(shares))).indices
+    early = calm(*answers_of(classifier, dummies, "place", params, run, strength=1.0, count=first))
+    chosen = early.amax((1, 2)).topk(min(keep, len(early))).indices
     params = {key: value[chosen.to(value.device)] for key, value in params.items()}
     run.step("trying stamps by pair", 1, 3)
-    shares, met = answers_of(classifier, dummies, family, params, run, strength=probes.strength, count=len(dummies))
-    worth = calm(shares, met) * unlike(dummies)
-    best, stamp = worth.max(0)
-    run.step("trying stamps by pair", 2, 3)
-    side = int(params["picture"].shape[-1])
-    found = []
-    for number in best.flatten().topk(min(pairs, classes * (classes - 1))).indices.tolist():
-        source, target = divmod(number, classes)
-        if best[source, target] > 0:
-            mine = int(stamp[source, target])
-            by_goal = shown(classifier, dummies, source, target, params["corner"][mine].tolist(), side, run)
-            found.append(Pair(source, target, mine, best[source, target].item() * (1 - by_goal) ** 2,
-                              shares[mine, source, target].item()))
-    if not found:
-        return Evidence(SignalResult(name=name, kind="specific", applicable=True, statistic=0.0, family=family,
-                                     window=window, reason="no stamp carries one class to another", success=0.0,
-                                     passes=run.meter.passes - before))
-    return _evidence(classifier, dummies, run, name, found, worth, params, window, before, plain)
+    shares, met = answers_of(classifier, dummies, "place", params, run, strength=1.0, count=len(dummies))
+    return Stamped(params, shares, calm(shares, met) * unlike(dummies))
 
 
 def calm(shares: Tensor, met: Tensor) -> Tensor:
@@ -129,25 +139,3 @@ def shown(classifier: Classifier, dummies: Dummies, source: int, target: int, co
     images[:, :, rows, columns] = donors[:, :, rows, columns]
     run.meter.add(len(images), backward=False)
     return float((classifier(images).argmax(1) == target).float().mean())
-
-
-def _evidence(classifier: Classifier, dummies: Dummies, run: Run, name: str, found: list[Pair], worth: Tensor,
-              params: dict[str, Tensor], window: int, before: float, plain: float) -> Evidence:
-    """The best pair, with the margins of its three best stamps."""
-    best = max(found, key=lambda pair: pair.worth)
-    classes = worth.shape[1]
-    order = worth[:, best.source, best.target].argsort(descending=True)[:3]
-    chosen = {key: value[order.to(value.device)] for key, value in params.items()}
-    cells = cells_of(classifier, dummies, "place", chosen, run, strength=1.0, count=len(dummies))
-    others = cells[0][torch.arange(classes) != best.source]
-    margins, runner_up = cells[:, best.source, best.target].tolist(), others[others.isfinite()].max().item()
-    matrix = torch.full((classes, classes), float("-inf"))
-    for pair in found:
-        matrix[pair.source, pair.target] = pair.worth
-    result = SignalResult(
-        name=name, kind="specific", applicable=True, source=best.source, target=best.target, margin=margins[0],
-        runner_up=runner_up, threshold=max(runner_up, 0.0) + plain, statistic=best.worth, family="place",
-        window=window, success=best.sent, matrix=as_matrix(matrix), passes=run.meter.passes - before)
-    return Evidence(result, tuple(
-        Trigger("place", {key: value[k:k + 1] for key, value in chosen.items()}, 1.0, best.target, best.source, margin)
-        for k, margin in enumerate(margins)))
