@@ -88,18 +88,19 @@ class Ground:
 
     def _looked_at_again(self, candidate: Classifier, proof: Proof, goal: int, purpose: str) -> Proof:
         """Refused where a scan would still accuse the goal; its strongest family then fills the bank, too."""
-        said, families = second_look(candidate, goal, self.run, purpose=purpose)
+        look = second_look(candidate, goal, self.run, purpose=purpose, source=self.leads[0].source)
+        said = look.share
         if said is None:
             return replace(proof, reason=f"{proof.reason} A new scan of the repaired network says nothing: its "
                                          "dummies reach too few classes.")
         if said > LEVEL:
             return replace(proof, reason=f"{proof.reason} A new scan of the repaired network does not accuse the goal: "
                                          f"{said:.0%} of clean networks show as much.")
-        leads = bank.matched(self.parts.classifier, self.dummies, families, self.run, plain_margin=self.unit)
-        found = tuple(trigger for lead in leads for trigger in bank.follow(
+        leads = bank.matched(self.parts.classifier, self.dummies, look.leads, self.run, plain_margin=self.unit)
+        found = look.triggers + tuple(trigger for lead in leads for trigger in bank.follow(
             self.parts.classifier, self.dummies, lead, self.run, purpose=purpose,
             **(bank.QUICK if self.quick else bank.FULL)).triggers)
-        named = f" ({leads[0].family})" if leads else ""
+        named = f" ({leads[0].family})" if leads else " (stamps)" if look.triggers else ""
         return replace(proof, accepted=False, to_unlearn=found, reason=(
             f"A new screen of the repaired network still speaks of the same goal{named}: of clean networks "
             f"{said:.0%} show as much."))

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deepsanitizer.calibration import REACHED, by_goal, p_value, scores_of, shipped
+from deepsanitizer.calibration import PAIRS, REACHED, by_goal, p_value, scores_of, shipped
 from deepsanitizer.classifier import Classifier, logits_of
 from deepsanitizer.curate import invert
 from deepsanitizer.repair.bank import FULL, QUICK, Followed, Lead, follow, lead_of
-from deepsanitizer.signals import SCREEN_DUMMIES, screen, windows_for
+from deepsanitizer.signals import SCREEN_DUMMIES, on_dummies, screen, windows_for
 from deepsanitizer.triggers import apply_trigger
 from deepsanitizer.types import Agreement, Dummies, Run, SearchComparison, Trigger
 
@@ -230,8 +230,19 @@ def _named(attacked: Attack) -> str:
     return f"place {lead.window}" if lead.window else lead.family
 
 
-def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[float | None, list[Lead]]:
-    """The share of clean networks about which a screen says as much of `goal`, and a lead to its strongest family.
+@dataclass(frozen=True, slots=True)
+class SecondLook:
+    """The share of clean networks about which a new scan says as much of the goal (None: it says nothing), a lead to
+    the goal's strongest family, and what was found on the new weights.
+    """
+
+    share: float | None
+    leads: tuple[Lead, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+
+
+def second_look(new: Classifier, goal: int, run: Run, *, purpose: str, source: int | None = None) -> SecondLook:
+    """What a new scan of the new weights says of `goal`; where it was reached from one `source`, stamped pairs, too.
 
     A proof searches the families that were repaired; the trigger may be of another one. The screen has all families,
     other seeds and dummies of the new weights, and a null distribution of its own. Where these dummies reach fewer
@@ -241,7 +252,7 @@ def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[
     calibration = shipped(new.spec.shape[0])
     dummies = invert(new, SCREEN_DUMMIES, run, purpose=purpose)
     if len(dummies.labels.unique()) < REACHED * dummies.logits.shape[1]:
-        return None, []
+        return SecondLook(None)
     results = calibration.placed([item.result for item in screen(new, dummies, run, purpose=purpose)])
     # The last layer's weights lean towards the goal as before: they are no sign that anything still works.
     shares = {name: share for name, share in scores_of(results).items() if name != "screen head weights"}
@@ -249,4 +260,12 @@ def second_look(new: Classifier, goal: int, run: Run, *, purpose: str) -> tuple[
     mine = sorted((r for r in results if r.target == goal and r.kind == "all2one" and r.family and r.margin is not None
                    and shares.get(r.name, 0.0) > 0), key=lambda r: -shares[r.name])
     strides = dict(windows_for(new.spec.shape))
-    return p_value(told, calibration.combined), [lead_of(r, strides.get(r.window, 1)) for r in mine[:1]]
+    look = SecondLook(p_value(told, calibration.combined),
+                      tuple(lead_of(r, strides.get(r.window, 1)) for r in mine[:1]))
+    if source is None or PAIRS not in calibration.nulls:
+        return look
+    (pair,) = on_dummies(new, dummies, run, names=("stamped pairs",))
+    if (pair.result.source, pair.result.target) != (source, goal):
+        return look
+    share = p_value(pair.result.statistic or 0.0, calibration.nulls[PAIRS])
+    return look if share >= (look.share or 0.0) else SecondLook(share, (), pair.triggers)

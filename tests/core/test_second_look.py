@@ -7,7 +7,7 @@ import pytest
 from helpers.planted import CPU
 
 from deepsanitizer import verify
-from deepsanitizer.calibration import LEVEL
+from deepsanitizer.calibration import LEVEL, PAIRS
 from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.curate import invert
 from deepsanitizer.demo import truth
@@ -17,8 +17,8 @@ from deepsanitizer.policy import EFFORTS
 from deepsanitizer.repair.bank import Lead
 from deepsanitizer.signals import SCREEN_DUMMIES, screen
 from deepsanitizer.split import split
-from deepsanitizer.types import Agreement, Run
-from deepsanitizer.verify import Proof
+from deepsanitizer.types import Agreement, Evidence, Run, SignalResult, Trigger
+from deepsanitizer.verify import Proof, SecondLook
 
 TARGET: int = truth.planted()["target"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,16 +44,37 @@ def test_a_network_that_still_carries_its_backdoor_is_told_and_of_another_class_
     looked = screen(demo, dummies, Run(CPU, 1), purpose="test")
     monkeypatch.setattr(verify, "invert", lambda *args, **kwargs: dummies)
     monkeypatch.setattr(verify, "screen", lambda *args, **kwargs: looked)
-    said, leads = verify.second_look(demo, TARGET, Run(CPU, 1), purpose="test")
-    assert said is not None
-    assert said <= LEVEL
-    assert [lead.target for lead in leads] == [TARGET]
-    assert leads[0].family in ("blend", "add")
+    look = verify.second_look(demo, TARGET, Run(CPU, 1), purpose="test")
+    assert look.share is not None
+    assert look.share <= LEVEL
+    assert [lead.target for lead in look.leads] == [TARGET]
+    assert look.leads[0].family in ("blend", "add")
     other = (TARGET + 7) % demo.spec.num_classes
-    said, leads = verify.second_look(demo, other, Run(CPU, 1), purpose="test")
-    assert said is not None
-    assert said > LEVEL
-    assert all(lead.target == other for lead in leads)
+    look = verify.second_look(demo, other, Run(CPU, 1), purpose="test")
+    assert look.share is not None
+    assert look.share > LEVEL
+    assert all(lead.target == other for lead in look.leads)
+
+
+@pytest.mark.parametrize(("statistic", "source", "refused"), [
+    (9.0, 3, True), (9.0, 4, False), (0.0, 3, False), (9.0, None, False)])
+def test_a_pair_is_looked_for_again_by_its_stamps(statistic: float, source: int | None, refused: bool,
+                                                  demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch from one class was accepted at an ASR of 21, for no screen sees such a trigger (docs/research/log.md,
+    57).
+    """
+    other = (TARGET + 7) % demo.spec.num_classes
+    stamp = Trigger("place", {}, 1.0, other, 3, 1.0)
+    told = SignalResult(name=PAIRS, kind="specific", applicable=True, source=3, target=other, statistic=statistic)
+    dummies = invert(demo, SCREEN_DUMMIES, Run(CPU, 1), purpose="test", steps=20)
+    monkeypatch.setattr(verify, "REACHED", 0.0)
+    monkeypatch.setattr(verify, "invert", lambda *args, **kwargs: dummies)
+    monkeypatch.setattr(verify, "screen", lambda *args, **kwargs: ())
+    monkeypatch.setattr(verify, "on_dummies", lambda *args, **kwargs: iter([Evidence(told, (stamp,))]))
+    look = verify.second_look(demo, other, Run(CPU, 1), purpose="test", source=source)
+    assert look.share is not None
+    assert (look.share <= LEVEL) == refused
+    assert look.triggers == ((stamp,) if refused else ())
 
 
 def test_an_effort_that_leaves_it_out_says_so(demo: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +95,7 @@ def test_what_the_screen_still_speaks_of_is_refused_and_joins_the_bank(
     lead = Lead("add", "all2one", None, TARGET, 0.0, strength=0.12)
     fine = Proof(Agreement(overall=1.0, per_class=[]), (), True, "fine", (), (), (), True)
     monkeypatch.setattr("deepsanitizer.ground.prove", lambda *args, **kwargs: fine)
-    monkeypatch.setattr("deepsanitizer.ground.second_look", lambda *args, **kwargs: (said, [lead]))
+    monkeypatch.setattr("deepsanitizer.ground.second_look", lambda *args, **kwargs: SecondLook(said, (lead,)))
     proof = ground_of(demo, lead).proven(demo.clone(), 0, ["a step"]).proof
     assert proof.accepted == accepted
     assert all((t.family, t.target) == ("add", TARGET) for t in proof.to_unlearn)

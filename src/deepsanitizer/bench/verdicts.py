@@ -25,6 +25,7 @@ from deepsanitizer.calibration import (
     FOLLOWING,
     GRATING,
     LEVEL,
+    PAIRS,
     PERMUTATIONS,
     ROUTES,
     STAMPS,
@@ -38,8 +39,8 @@ from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
 # The signals that search the family of an attack.
-OF_ATTACK = {"patch": ("screen place", "screen own goals", STAMPS, ROUTES, *PERMUTATIONS), "blend": ("screen blend",),
-             "tint": ("screen filter", FILTER, TINTS), "warp": ("screen warp", WARP, WARPS),
+OF_ATTACK = {"patch": ("screen place", "screen own goals", PAIRS, STAMPS, ROUTES, *PERMUTATIONS),
+             "blend": ("screen blend",), "tint": ("screen filter", FILTER, TINTS), "warp": ("screen warp", WARP, WARPS),
              "grating": ("screen grating", GRATING)}
 
 
@@ -125,11 +126,14 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
         ("searched further, of those that the screen does not accuse",
          f"{sum(map(_followed, unaccused_good))} of {len(unaccused_good)} clean, "
          f"{sum(map(_followed, unaccused_bad))} of {len(unaccused_bad)} trojaned"),
+        ("the same but for stamped pairs", " and ".join(
+            f"{sum(_followed(j, but=PAIRS) for j in some)} {what}"
+            for some, what in ((unaccused_good, "clean"), (unaccused_bad, "trojaned")))),
         ("false alarms by what follows the screen alone",
          share([j for j in unaccused_good if _followed(j)], lambda j: j.accused)),
         ("AUROC, of those searched to the end",
          f"{auroc([j.score for j in ended_good], [j.score for j in ended_bad]):.3f} ({len(ended_good)} clean, "
-         f"{len(ended_bad)} trojaned)"),
+         f"{len(ended_bad)} trojaned)" if ended_good and ended_bad else "–"),
         *((f"{what}, of all that were searched on natural images",
            share([j for j in some if _has(j.row, WARP)], lambda j: j.accused))
           for what, some in (("found", bad), ("false alarms", good))),
@@ -143,8 +147,8 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
           for classes, rows in ((10, ten), (43, many)))]
 
 
-def _followed(j: Judged) -> bool:
-    return all(_has(j.row, name) for name in FOLLOWING)
+def _followed(j: Judged, *, but: str = "") -> bool:
+    return all(_has(j.row, name) for name in FOLLOWING if name != but)
 
 
 def _after(row: Row) -> float:

@@ -142,7 +142,7 @@ def _screen(report: ScanReport, out: _Printer) -> None:
     if not screened:
         return
     out.heading("Against clean networks (scores for the same class add up, 1 or more accuses; no score: supporting; "
-                "routes, permutations, probes and natural searches count alone)")
+                "routes, permutations, probes, stamped pairs and natural searches count alone)")
     rows = []
     for signal in sorted(screened, key=lambda s: -(s.score if s.score is not None else -math.inf)):
         goal = "-" if signal.target is None else class_name(report.model, signal.target, longest=16)
