@@ -193,6 +193,14 @@ def test_what_moves_images_of_any_kind_accuses_its_class(name: str, words: str) 
     assert _alone(follows(9.0, PAIRS)) == "1 to 3 by a stamp"
 
 
+@pytest.mark.parametrize(("name", "words"), [(ROUTES, "far more easily than any other pair"), (PAIRS, "A plain patch")])
+def test_what_carries_one_class_accuses_source_and_goal(name: str, words: str) -> None:
+    told = judge_screen(looked(follows(9.0, name)), made_up(), calibration())
+    (suspect,) = told.suspects
+    assert (told.name, suspect.kind, suspect.source, suspect.target) == ("backdoored", "specific", 1, 3)
+    assert words in told.explanation
+
+
 def test_the_report_says_how_many_searches_follow() -> None:
     """It said five when there were seven."""
     told = {5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}[len(FOLLOWING)]
