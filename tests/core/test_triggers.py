@@ -53,7 +53,7 @@ def test_apply_gives_a_batch_for_each_transformation(family: str, shape: tuple[i
         # Transformations side by side are the transformations one by one.
         for group in range(3):
             alone = kind.apply({n: v[group:group + 1] for n, v in params.items()}, images, strength[group:group + 1])
-            torch.testing.assert_close(changed[group], alone[0])
+            torch.testing.assert_close(changed[group], alone[0], atol=1e-4, rtol=1e-4)  # sums differ by processor
 
 
 @pytest.mark.parametrize("shape", SHAPES)
