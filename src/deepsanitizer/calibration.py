@@ -24,11 +24,11 @@ MOST = 3.0  # that one family may say: p-values far below one in the number of c
 ALONE = 2.1  # weight of own goals: no other signal can speak of a permutation, while eight can speak of a class
 ROUTES = "screen routes"
 STAMPS, WARPS, TINTS = "screen stamps", "screen random warps", "screen tints"  # probes: searched by nobody
-PAIRS = "screen stamped pairs"  # the same stamps, by source and goal
+STAMPED_PAIRS = "screen stamped pairs"  # the same stamps, by source and goal
 PERMUTATIONS = ("screen permutation", "screen natural permutation")  # on dummies and on natural images
 WARP, FILTER, GRATING = "screen natural warp", "screen natural filter", "screen natural grating"
 # They follow a screen, in this order, and accuse alone: what says most of a trigger first, then what costs least.
-FOLLOWING = (PAIRS, STAMPS, WARPS, TINTS, ROUTES, PERMUTATIONS[0], GRATING, WARP, FILTER, PERMUTATIONS[1])
+FOLLOWING = (STAMPED_PAIRS, STAMPS, WARPS, TINTS, ROUTES, PERMUTATIONS[0], GRATING, WARP, FILTER, PERMUTATIONS[1])
 FOLLOWING_LEVEL = 0.002  # the rate at which each of them does: the rates of all add up
 COLOUR = 3  # channels
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network

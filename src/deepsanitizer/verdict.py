@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from deepsanitizer.calibration import FOLLOWING, PAIRS, REACHED, Calibration, by_goal, p_value, scores_of
+from deepsanitizer.calibration import FOLLOWING, REACHED, STAMPED_PAIRS, Calibration, by_goal, p_value, scores_of
 from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdict
 
 THRESHOLD = 1.0
@@ -62,9 +62,9 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                    f"{rate}.", p)
 
 
-# What each search that follows a screen found: by family where it is for one goal and all classes.
+# What each search that follows a screen found: by name or kind, by family where it is for one goal and all classes.
 _ALONE = {
-    PAIRS: "A plain patch carries one class to one goal and leaves all other classes as they are",
+    STAMPED_PAIRS: "A plain patch carries one class to one goal and leaves all other classes as they are",
     "all2all": "One small patch sends each class to a goal of its own",
     "specific": ("A small patch carries one class to one goal and leaves the others alone, far more easily than any "
                  "other pair of classes is reached"),
@@ -81,7 +81,7 @@ def _alone(item: Evidence, calibration: Calibration) -> Verdict:
     above = sum(value >= (result.statistic or 0.0) for value in null)
     suspect = Suspect(kind=result.kind, source=result.source, target=result.target, family=result.family,
                       score=result.score or 0.0)
-    what = _ALONE[result.name if result.name == PAIRS else result.family if result.kind == "all2one" else result.kind]
+    what = _ALONE.get(result.name) or _ALONE[result.family if result.kind == "all2one" else result.kind]
     told = f"{what}; {above or 'none'} of {len(null)} clean networks show as much."
     if suspect.score < THRESHOLD:
         return Verdict("suspicious", suspect.score, THRESHOLD, True, (suspect,),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deepsanitizer.calibration import PAIRS, REACHED, by_goal, p_value, scores_of, shipped
+from deepsanitizer.calibration import REACHED, STAMPED_PAIRS, by_goal, p_value, scores_of, shipped
 from deepsanitizer.classifier import Classifier, logits_of
 from deepsanitizer.curate import invert
 from deepsanitizer.repair.bank import FULL, QUICK, Followed, Lead, follow, lead_of
@@ -260,12 +260,12 @@ def second_look(new: Classifier, goal: int, run: Run, *, purpose: str, source: i
     mine = sorted((r for r in results if r.target == goal and r.kind == "all2one" and r.family and r.margin is not None
                    and shares.get(r.name, 0.0) > 0), key=lambda r: -shares[r.name])
     strides = dict(windows_for(new.spec.shape))
-    look = SecondLook(p_value(told, calibration.combined),
-                      tuple(lead_of(r, strides.get(r.window, 1)) for r in mine[:1]))
-    if source is None or PAIRS not in calibration.nulls:
+    share = p_value(told, calibration.combined)
+    look = SecondLook(share, tuple(lead_of(r, strides.get(r.window, 1)) for r in mine[:1]))
+    if source is None or STAMPED_PAIRS not in calibration.nulls:
         return look
     (pair,) = on_dummies(new, dummies, run, names=("stamped pairs",))
     if (pair.result.source, pair.result.target) != (source, goal):
         return look
-    share = p_value(pair.result.statistic or 0.0, calibration.nulls[PAIRS])
-    return look if share >= (look.share or 0.0) else SecondLook(share, (), pair.triggers)
+    by_stamps = p_value(pair.result.statistic or 0.0, calibration.nulls[STAMPED_PAIRS])
+    return SecondLook(by_stamps, (), pair.triggers) if by_stamps < share else look

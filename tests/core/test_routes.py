@@ -19,9 +19,9 @@ from deepsanitizer.calibration import (
     FOLLOWING,
     FOLLOWING_LEVEL,
     GRATING,
-    PAIRS,
     PERMUTATIONS,
     ROUTES,
+    STAMPED_PAIRS,
     STAMPS,
     VOTING,
     WARP,
@@ -107,7 +107,7 @@ def test_fewer_places_where_there_are_more_classes(classes: int, side: int) -> N
 
 
 def follows(statistic: float, name: str = ROUTES, **fields: object) -> SignalResult:
-    kind = {"kind": "specific", "source": 1, "target": 3} if name in (ROUTES, PAIRS) else {"kind": "all2all"}
+    kind = {"kind": "specific", "source": 1, "target": 3} if name in (ROUTES, STAMPED_PAIRS) else {"kind": "all2all"}
     given = {"applicable": True, "family": "place", "margin": 5.0, "runner_up": 1.0, "window": 6} | kind | fields
     return SignalResult(name=name, statistic=statistic, stage="screen", **given)  # type: ignore[arg-type]
 
@@ -190,10 +190,11 @@ def test_what_moves_images_of_any_kind_accuses_its_class(name: str, words: str) 
     assert f"{words} moves images of any kind to one goal" in told.explanation.lower()
     assert _alone(found) == f"2 by a {'patch' if name == STAMPS else family}"
     assert (_alone(follows(9.0)), _alone(follows(9.0, PERMUTATIONS[1]))) == ("1 to 3 alone", "a permutation")
-    assert _alone(follows(9.0, PAIRS)) == "1 to 3 by a stamp"
+    assert _alone(follows(9.0, STAMPED_PAIRS)) == "1 to 3 by a stamp"
 
 
-@pytest.mark.parametrize(("name", "words"), [(ROUTES, "far more easily than any other pair"), (PAIRS, "A plain patch")])
+@pytest.mark.parametrize(("name", "words"), [
+    (ROUTES, "far more easily than any other pair"), (STAMPED_PAIRS, "A plain patch")])
 def test_what_carries_one_class_accuses_source_and_goal(name: str, words: str) -> None:
     told = judge_screen(looked(follows(9.0, name)), made_up(), calibration())
     (suspect,) = told.suspects

@@ -7,7 +7,7 @@ import pytest
 from helpers.planted import CPU
 
 from deepsanitizer import verify
-from deepsanitizer.calibration import LEVEL, PAIRS
+from deepsanitizer.calibration import LEVEL, STAMPED_PAIRS
 from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.curate import invert
 from deepsanitizer.demo import truth
@@ -65,7 +65,8 @@ def test_a_pair_is_looked_for_again_by_its_stamps(statistic: float, source: int 
     """
     other = (TARGET + 7) % demo.spec.num_classes
     stamp = Trigger("place", {}, 1.0, other, 3, 1.0)
-    told = SignalResult(name=PAIRS, kind="specific", applicable=True, source=3, target=other, statistic=statistic)
+    told = SignalResult(name=STAMPED_PAIRS, kind="specific", applicable=True, source=3, target=other,
+                        statistic=statistic)
     dummies = invert(demo, SCREEN_DUMMIES, Run(CPU, 1), purpose="test", steps=20)
     monkeypatch.setattr(verify, "REACHED", 0.0)
     monkeypatch.setattr(verify, "invert", lambda *args, **kwargs: dummies)

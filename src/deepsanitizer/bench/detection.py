@@ -30,10 +30,9 @@ from deepsanitizer.bench.workers import side_by_side
 from deepsanitizer.bench.zoo import code_of, truth_of
 from deepsanitizer.curate import invert
 from deepsanitizer.report import write
-from deepsanitizer.search import PROBES
 from deepsanitizer.signals import (
-    DUMMY,
     SCREEN_DUMMIES,
+    Dummy,
     feature_shift,
     freeeagle,
     head_weights,
@@ -44,7 +43,10 @@ from deepsanitizer.signals import (
 from deepsanitizer.types import Evidence, SignalResult, silent
 
 What = Literal["screen", "further", "natural", "probes", "pairs", "published"]
-FOLLOWS: tuple[What, ...] = ("further", "natural", "probes", "pairs")
+ON_DUMMIES: dict[What, tuple[Dummy, ...]] = {"further": ("routes", "permutation"),
+                                             "probes": ("stamps", "random warps", "tints"),
+                                             "pairs": ("stamped pairs",)}
+FOLLOWS: tuple[What, ...] = ("natural", *ON_DUMMIES)
 TRUTH = ("data", "trigger", "mode", "source", "target", "attacker", "architecture")
 
 
@@ -60,17 +62,11 @@ def run_model(folder: Path, what: What, seed: int, results: Path, label: str) ->
         dummies, evidence = examination.screened(case)
         row |= {"plain": dummies.plain_margin, "matched": dummies.matched,
                 "reached": len(dummies.labels.unique()) / loaded.spec.num_classes}
-    elif what == "further":
-        evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
-                                    names=("routes", "permutation")))
     elif what == "natural":
         evidence = tuple(on_natural_images(case.classifier, case.run))
-    elif what == "probes":
+    elif what in ON_DUMMIES:
         evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
-                                    names=[name for name in DUMMY if name in PROBES]))
-    elif what == "pairs":
-        evidence = tuple(on_dummies(case.classifier, examination.screen_dummies(case), case.run,
-                                    names=("stamped pairs",)))
+                                    names=ON_DUMMIES[what]))
     else:
         # Of the 300 steps and 30 images of the published maximum margin, a third each.
         dummies = invert(case.classifier, SCREEN_DUMMIES, case.run, purpose="screen")

@@ -25,9 +25,9 @@ from deepsanitizer.calibration import (
     FOLLOWING,
     GRATING,
     LEVEL,
-    PAIRS,
     PERMUTATIONS,
     ROUTES,
+    STAMPED_PAIRS,
     STAMPS,
     TINTS,
     VOTING,
@@ -39,7 +39,7 @@ from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
 # The signals that search the family of an attack.
-OF_ATTACK = {"patch": ("screen place", "screen own goals", PAIRS, STAMPS, ROUTES, *PERMUTATIONS),
+OF_ATTACK = {"patch": ("screen place", "screen own goals", STAMPED_PAIRS, STAMPS, ROUTES, *PERMUTATIONS),
              "blend": ("screen blend",), "tint": ("screen filter", FILTER, TINTS), "warp": ("screen warp", WARP, WARPS),
              "grating": ("screen grating", GRATING)}
 
@@ -127,7 +127,7 @@ def _main(good: Sequence[Judged], bad: Sequence[Judged]) -> list[tuple[str, str]
          f"{sum(map(_followed, unaccused_good))} of {len(unaccused_good)} clean, "
          f"{sum(map(_followed, unaccused_bad))} of {len(unaccused_bad)} trojaned"),
         ("the same but for stamped pairs", " and ".join(
-            f"{sum(_followed(j, but=PAIRS) for j in some)} {what}"
+            f"{sum(_followed(j, but=STAMPED_PAIRS) for j in some)} {what}"
             for some, what in ((unaccused_good, "clean"), (unaccused_bad, "trojaned")))),
         ("false alarms by what follows the screen alone",
          share([j for j in unaccused_good if _followed(j)], lambda j: j.accused)),

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from deepsanitizer.calibration import FOLLOWING, PAIRS, by_goal, scores_of
+from deepsanitizer.calibration import FOLLOWING, STAMPED_PAIRS, by_goal, scores_of
 from deepsanitizer.report import charts
 from deepsanitizer.report.words import (
     CALIBRATED,
@@ -130,7 +130,7 @@ def _alone(signal: SignalResult) -> str:
     if signal.target is None:
         return "a permutation"
     if signal.source is not None:
-        return f"{signal.source} to {signal.target} {'by a stamp' if signal.name == PAIRS else 'alone'}"
+        return f"{signal.source} to {signal.target} {'by a stamp' if signal.name == STAMPED_PAIRS else 'alone'}"
     return f"{signal.target} by a {'patch' if signal.family == 'place' else signal.family}"
 
 

@@ -44,8 +44,8 @@ DUMMY: tuple[Dummy, ...] = get_args(Dummy)
 Further = Literal[Dummy, Natural]
 FURTHER: tuple[Further, ...] = (*DUMMY, *NATURAL)
 
-__all__ = ["DUMMY", "FURTHER", "QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES",
-           "Further", "collect", "further", "on_dummies", "on_natural_images", "permutation_window", "screen",
+__all__ = ["FURTHER", "QUICK_FAMILIES", "SCREEN_DUMMIES", "SCREEN_FAMILIES", "UNIVERSAL_FAMILIES",
+           "Dummy", "Further", "collect", "further", "on_dummies", "on_natural_images", "permutation_window", "screen",
            "told_again", "windows_for"]
 
 
