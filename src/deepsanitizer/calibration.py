@@ -27,8 +27,9 @@ STAMPS, WARPS, TINTS = "screen stamps", "screen random warps", "screen tints"  #
 STAMPED_PAIRS = "screen stamped pairs"  # the same stamps, by source and goal
 PERMUTATIONS = ("screen permutation", "screen natural permutation")  # on dummies and on natural images
 WARP, FILTER, GRATING = "screen natural warp", "screen natural filter", "screen natural grating"
-# They follow a screen, in this order, and accuse alone: what says most of a trigger first, then what costs least.
-FOLLOWING = (STAMPED_PAIRS, STAMPS, WARPS, TINTS, ROUTES, PERMUTATIONS[0], GRATING, WARP, FILTER, PERMUTATIONS[1])
+# They follow a screen, in this order, and accuse alone: what says most of a trigger first, then what costs least. Each
+# pair of a permutation is one that a stamp may meet, so that permutations are asked before pairs.
+FOLLOWING = (PERMUTATIONS[0], STAMPED_PAIRS, STAMPS, WARPS, TINTS, ROUTES, GRATING, WARP, FILTER, PERMUTATIONS[1])
 FOLLOWING_LEVEL = 0.002  # the rate at which each of them does: the rates of all add up
 COLOUR = 3  # channels
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network

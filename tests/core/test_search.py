@@ -294,10 +294,37 @@ def test_a_search_climbs_from_where_it_is_told(planted: PlantedOf, dummies_for: 
 def test_in_an_assignment_every_goal_has_one_source(seed: int, classes: int) -> None:
     margins = 5 * torch.randn(2, classes, classes, generator=torch.Generator().manual_seed(seed))
     margins += 40 * torch.nn.functional.one_hot(torch.arange(classes).roll(-1), classes)
-    share = assignment(margins, 1.0)
+    share = assignment(margins, torch.ones(classes, dtype=torch.bool), 1.0)
     assert torch.allclose(share.sum(1), torch.ones(2, classes), atol=1e-3)
     assert share.diagonal(dim1=1, dim2=2).max() < 1e-6
     assert (share.argmax(2) == torch.arange(classes).roll(-1)).all()
+
+
+@given(st.integers(0, 2**31), st.integers(4, 9), st.data())
+@settings(deadline=None, max_examples=30)
+def test_of_fewer_sources_each_has_a_goal_and_no_goal_has_two(seed: int, classes: int, data: st.DataObject) -> None:
+    chosen = data.draw(st.sets(st.integers(0, classes - 1), min_size=2, max_size=classes - 1))
+    sources = torch.zeros(classes, dtype=torch.bool)
+    sources[list(chosen)] = True
+    margins = 5 * torch.randn(2, classes, classes, generator=torch.Generator().manual_seed(seed))
+    margins += 40 * torch.nn.functional.one_hot(torch.arange(classes).roll(-1), classes)
+    share = assignment(margins, sources, 1.0)
+    assert share.isfinite().all()
+    assert share[:, ~sources].max() < 1e-6
+    assert (share.sum(1) < 1 + 1e-4).all()
+    assert torch.allclose(share[:, sources].sum(2), torch.ones(2, len(chosen)), atol=1e-2)
+    assert (share[:, sources].argmax(2) == torch.arange(classes).roll(-1)[sources]).all()
+
+
+def test_with_fewer_sources_only_these_have_goals(planted: PlantedOf, dummies_for: DummiesOf) -> None:
+    dummies = dummies_for("patch")
+    found, all_of_them = (permutation(planted("patch").classifier(), dummies, Run(CPU, 0), purpose="p", window=4,
+                                      stride=3, plain_margin=dummies.plain_margin, most_sources=most)
+                          for most in (2, CLASSES))
+    assert ((found.goals >= 0).sum(1) == 2).all()
+    assert (found.cells.isfinite().any(2).sum(1) == 2).all()
+    assert torch.isin(found.reached, torch.tensor([0.0, 0.5, 1.0])).all()
+    assert (all_of_them.goals >= 0).sum(1).min() > 2
 
 
 def test_a_patch_to_one_class_is_no_permutation(planted: PlantedOf, dummies_for: DummiesOf) -> None:

@@ -39,7 +39,7 @@ SHORT_DICTIONARY: dict[str, Any] = {"first": 10, "second": 48}
 SCREEN_DUMMIES = 300
 Natural = Literal["natural grating", "natural warp", "natural filter", "natural permutation"]
 NATURAL: tuple[Natural, ...] = get_args(Natural)
-Dummy = Literal["stamped pairs", "stamps", "random warps", "tints", "routes", "permutation"]
+Dummy = Literal["permutation", "stamped pairs", "stamps", "random warps", "tints", "routes"]
 DUMMY: tuple[Dummy, ...] = get_args(Dummy)
 Further = Literal[Dummy, Natural]
 FURTHER: tuple[Further, ...] = (*DUMMY, *NATURAL)
@@ -100,9 +100,8 @@ def further(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequen
 
 def on_dummies(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequence[Dummy] = DUMMY
                ) -> Iterator[Evidence]:
-    """Stamps for one source and goal, probes of three kinds for one goal (9,000 and 7,000 passes for 10 classes);
-    patches for one source and goal, patches for goals of their own (28,000 and 16,000). A change needs the nulls
-    measured again.
+    """Patches for goals of their own (16,000 passes for 10 classes), stamps for one source and goal (9,000), probes of
+    three kinds for one goal (7,000), patches for one source and goal (28,000). A change needs the nulls measured again.
     """
     wide = permutation_window(classifier.spec.shape)
     for name in names:

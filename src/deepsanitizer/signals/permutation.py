@@ -1,7 +1,8 @@
 """One small patch that permutes the classes: evidence for all-to-all backdoors.
 
-What: the search of `search.permutation` at every place. Two statistics count, of which the weaker is the score: how far
-the best patch brings each class towards a goal of its own, and the share of classes that it sends there in the mean.
+What: the search of `search.permutation` at every place, for at most `MOST_SOURCES` classes. Two statistics count, of
+which the weaker is the score: how far the best patch brings each class towards a goal of its own, and the share of
+classes that it sends there in the mean.
 Why it works: no natural patch sends different classes to different goals; on clean networks hardly any class obeys.
 Limits: patches only, and all classes: a backdoor that moves a few classes to goals of their own reaches a small share.
 """
@@ -13,7 +14,8 @@ from deepsanitizer.search import permutation, permuting
 from deepsanitizer.signals.place import as_matrix
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
-MOST_CLASSES = 100  # the search takes two images of each class at every step and place
+MOST_CLASSES = 100  # beyond it the cells of every place are too many
+MOST_SOURCES = 20
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
@@ -27,7 +29,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
                                      reason=f"it is for 3 to {MOST_CLASSES} classes"))
     before, plain = run.meter.passes, dummies.plain_margin
     found = permutation(classifier, dummies, run, purpose=f"{purpose} permutation {window}", window=window,
-                        stride=stride, plain_margin=plain)
+                        stride=stride, plain_margin=plain, most_sources=MOST_SOURCES)
     goals = [goal for goal in found.goals[0].tolist() if goal >= 0]
     apart = len(set(goals)) >= least_distinct * len(goals)
     reached = found.reached[0].item()
