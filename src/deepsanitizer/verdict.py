@@ -51,7 +51,7 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     if not known:
         rate += f", but the dummies reach {reached:.0%} of the classes only, as in none of those"
     if score >= THRESHOLD:
-        what = (_permuted_by(suspects[0].family) if suspects and suspects[0].kind == "all2all"
+        what = ("One small patch sends each class to a goal of its own" if suspects and suspects[0].kind == "all2all"
                 else "A small universal change of the image reaches one goal far more easily than any other")
         return Verdict("backdoored", score, THRESHOLD, known and calibration.rated, suspects, f"{what}; {rate}.", p)
     if score >= suspicious_from:
@@ -65,6 +65,7 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
 # What each search that follows a screen found: by name or kind, by family where it is for one goal and all classes.
 _ALONE = {
     STAMPED_PAIRS: "A plain patch carries one class to one goal and leaves all other classes as they are",
+    "all2all": "One small patch sends each class to a goal of its own",
     "specific": ("A small patch carries one class to one goal and leaves the others alone, far more easily than any "
                  "other pair of classes is reached"),
     "place": "A small patch moves images of any kind to one goal far more easily than to any other",
@@ -74,18 +75,13 @@ _ALONE = {
 }
 
 
-def _permuted_by(family: str) -> str:
-    return f"One {'small patch' if family == 'place' else 'faint picture'} sends each class to a goal of its own"
-
-
 def _alone(item: Evidence, calibration: Calibration) -> Verdict:
     """`backdoored`, or `suspicious`, by one of the searches that follow a screen, alone."""
     result, null = item.result, calibration.nulls[item.result.name]
     above = sum(value >= (result.statistic or 0.0) for value in null)
     suspect = Suspect(kind=result.kind, source=result.source, target=result.target, family=result.family,
                       score=result.score or 0.0)
-    what = (_permuted_by(result.family) if result.kind == "all2all" else
-            _ALONE.get(result.name) or _ALONE[result.family if result.kind == "all2one" else result.kind])
+    what = _ALONE.get(result.name) or _ALONE[result.family if result.kind == "all2one" else result.kind]
     told = f"{what}; {above or 'none'} of {len(null)} clean networks show as much."
     if suspect.score < THRESHOLD:
         return Verdict("suspicious", suspect.score, THRESHOLD, True, (suspect,),

@@ -310,7 +310,7 @@ def test_a_scan_goes_on_where_the_first_look_finds_something(planted: PlantedOf,
     assert (found.verdict, found.calibrated, found.suspects[0].target) == ("backdoored", True, TARGET)
     assert {signal.stage for signal in found.signals} == {"screen", "full"}
     # One class is accused: permutations, which cannot overrule it, are not searched.
-    assert "screen permutation blend" in {signal.name for signal in ordinary.signals}
+    assert "screen natural permutation" in {signal.name for signal in ordinary.signals}
     assert not any("permutation" in signal.name for signal in found.signals)
     console = Console(file=io.StringIO(), width=100)
     to_text(found, console)

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import pytest
 import torch
-from helpers.planted import CLASSES, CPU, PATCH, TARGET, Attack, Planted, blend_picture, goal_of
+from helpers.planted import CLASSES, CPU, PATCH, TARGET, Attack, Planted, blend_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from deepsanitizer.classifier import Classifier, classifier_of
 from deepsanitizer.search import Found, column_means, dictionary, own_goals, places, triggers_at, universal
 from deepsanitizer.search.cells import margins_of_all
-from deepsanitizer.search.permutation import assignment, full_permutation, permutation, permuting
+from deepsanitizer.search.permutation import assignment, permutation, permuting
 from deepsanitizer.search.places import Places
 from deepsanitizer.search.universal import margin_to
 from deepsanitizer.signals.dictionary import detect
-from deepsanitizer.signals.permutation import agreed
 from deepsanitizer.triggers import FAMILIES, grating
 from deepsanitizer.types import Dummies, InputSpec, Run
 
@@ -315,36 +314,6 @@ def test_of_fewer_sources_each_has_a_goal_and_no_goal_has_two(seed: int, classes
     assert (share.sum(1) < 1 + 1e-4).all()
     assert torch.allclose(share[:, sources].sum(2), torch.ones(2, len(chosen)), atol=1e-2)
     assert (share[:, sources].argmax(2) == torch.arange(classes).roll(-1)[sources]).all()
-
-
-def test_a_blend_that_permutes_is_met_from_every_start(planted: PlantedOf, dummies_for: DummiesOf) -> None:
-    kinds: tuple[Attack, ...] = ("all2all", "none")
-    found = {}
-    for attack in kinds:
-        classifier, dummies = planted(attack).classifier(), dummies_for(attack)
-        found[attack] = full_permutation(classifier, dummies, Run(CPU, 0), purpose="p",
-                                         plain_margin=dummies.plain_margin)
-    mine, clean = found["all2all"], found["none"]
-    assert ((mine.goals == goal_of("all2all", torch.arange(CLASSES))).float().mean(1) > 0.8).all()
-    assert mine.reached[0] > clean.reached[0]
-    assert mine.untouched is not None
-    assert clean.untouched is not None
-    told = [agreed(p.goals, p.untouched, p.margin[0].item() / dummies_for(attack).plain_margin + 1)
-            for attack, p in found.items() if p.untouched is not None]
-    assert told[0] > 1.2 > told[1]  # what accuses by the rule of thumb
-    # With these goals barred others are searched, which are reached less.
-    other = full_permutation(planted("all2all").classifier(), dummies_for("all2all"), Run(CPU, 0), purpose="p",
-                             plain_margin=dummies_for("all2all").plain_margin, barred=mine.goals[0])
-    assert not (other.goals == mine.goals[0]).any()
-    assert other.margin[0] < mine.margin[0]
-
-
-def test_starts_agree_only_where_they_have_the_same_goals() -> None:
-    goals, untouched = torch.tensor([[1, 2, 0, -1], [1, 2, 0, -1], [1, 0, 0, -1]]), torch.tensor([1, 0, 1, -1])
-    # The two best agree on all three, whose goals are distinct; pairs agree anew on 2, 1 and 1 of three.
-    assert agreed(goals, untouched, 0.5) == pytest.approx(0.5 + 4 / 9)
-    assert agreed(goals[[0, 2, 1]], untouched, 0.6) == pytest.approx(0.6 * 2 / 3 + 4 / 9)
-    assert agreed(torch.tensor([[1, 1, 1], [1, 1, 1]]), torch.tensor([1, 1, 1]), 0.9) == pytest.approx(0.3)
 
 
 def test_with_fewer_sources_only_these_have_goals(planted: PlantedOf, dummies_for: DummiesOf) -> None:

@@ -20,7 +20,6 @@ from deepsanitizer.search import (
     column_means,
     corners,
     dictionary,
-    full_permutation,
     permutation,
     permuting,
     places,
@@ -107,9 +106,9 @@ def follow(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, *, pu
     the family's full strength, as in the scan, and the rivals are searched beside it on the same weights. By place,
     classes compete in any case.
     """
-    if lead.kind == "all2all":
-        return _follow_permutation(classifier, dummies, lead, run, purpose)
     if lead.family == "place":
+        if lead.kind == "all2all":
+            return _follow_permutation(classifier, dummies, lead, run, purpose)
         if lead.source is not None:
             return _follow_route(classifier, dummies, lead, run, purpose)
         return _follow_place(classifier, dummies, lead, run, purpose)
@@ -199,13 +198,6 @@ def matched(classifier: Classifier, dummies: Dummies, leads: Sequence[Lead], run
 
 def _follow_permutation(classifier: Classifier, dummies: Dummies, lead: Lead, run: Run, purpose: str) -> Followed:
     plain = dummies.plain_margin
-    if lead.family != "place":
-        found = full_permutation(classifier, dummies, run, purpose=f"{purpose} permutation", plain_margin=plain,
-                                 family=lead.family)
-        # What the same search reaches with other goals: a picture brings classes somewhere on any network.
-        other = full_permutation(classifier, dummies, run, purpose=f"{purpose} other permutation", plain_margin=plain,
-                                 family=lead.family, barred=found.goals[0])
-        return Followed(lead, permuting(found, plain), max(0.0, other.margin[0].item() + plain))
     found = permutation(classifier, dummies, run, purpose=f"{purpose} permutation", window=lead.window,
                         stride=lead.stride, plain_margin=plain)
     return Followed(lead, permuting(found, plain), max(0.0, found.elsewhere + plain))

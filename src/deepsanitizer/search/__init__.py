@@ -17,5 +17,5 @@ from deepsanitizer.search.shifts import Shifts, shifted, shifts
 from deepsanitizer.search.universal import Found, universal
 
 __all__ = ["PROBES", "Found", "Permuting", "Places", "Probes", "Routes", "Scanned", "Shifts", "answers_of", "cells_of",
-           "column_means", "corners", "dictionary", "full_permutation", "own_goals", "permutation", "permuting",
-           "places", "places_for", "routed", "routes", "shifted", "shifts", "triggers_at", "universal"]
+           "column_means", "corners", "dictionary", "full_permutation", "own_goals", "permutation", "permuting", "places",
+           "places_for", "routed", "routes", "shifted", "shifts", "triggers_at", "universal"]

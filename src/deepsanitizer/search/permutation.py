@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from deepsanitizer.classifier import Classifier
 from deepsanitizer.search.cells import balanced, cells_of, margins_of_all
@@ -84,22 +83,20 @@ def permutation(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: 
 def full_permutation(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, plain_margin: float,
                      family: str = "blend", starts: int = 6, steps: int = 60, batch: int = 40, lr: float = 0.3,
                      spread: float = 0.5, per_class: int = 2, score_per_class: int = 20,
-                     most_sources: int | None = None, barred: Tensor | None = None) -> Permuting:
+                     most_sources: int | None = None) -> Permuting:
     """Search pictures over the whole image from several `starts`, at the family's strength; `batch` images a step, at
-    least `per_class` for each source, of which there are as in `permutation`. Goals (K,) that are `barred` are not
-    assigned: how far others are reached.
+    least `per_class` for each source, of which there are as in `permutation`.
     """
     generator, device, kind = run.generator(purpose), classifier.compute.device, FAMILIES[family]
     dummies, sources = _of_some(dummies, classifier.spec.num_classes, most_sources, generator)
     count, temperature = int(sources.sum()), 0.3 * plain_margin
-    other = None if barred is None else ~one_hot(barred.clamp_min(0), classifier.spec.num_classes).bool().to(device)
     params = {name: (value + spread * torch.randn(value.shape, generator=generator)).to(device)
               for name, value in kind.init(starts, classifier.spec.shape, generator).items()}
     params = _climb(classifier, dummies, sources, family, params, run, generator,
-                    (steps, max(batch, per_class * count)), (0, steps), lr, temperature, allowed=other)
+                    (steps, max(batch, per_class * count)), (0, steps), lr, temperature)
     score = {"count": score_per_class * count}
     cells = cells_of(classifier, dummies, family, params, run, strength=kind.strength, **score)
-    goals, margin, reached = _assigned(cells, sources, temperature, allowed=other)
+    goals, margin, reached = _assigned(cells, sources, temperature)
     first = {name: value[:1] for name, value in params.items()}
     untouched, before, _ = _assigned(cells_of(classifier, dummies, family, first, run, strength=0.0, **score), sources,
                                      temperature)
@@ -135,7 +132,7 @@ def permuting(found: Permuting, plain_margin: float, *, share: float = 0.5) -> t
 
 def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, family: str, params: dict[str, Tensor], run: Run,
            generator: torch.Generator, plan: tuple[int, int], span: tuple[int, int], lr: float, temperature: float, *,
-           allowed: Tensor | None = None, images_at_once: int = 640) -> dict[str, Tensor]:
+           images_at_once: int = 640) -> dict[str, Tensor]:
     """Adam on the pictures of all places or starts; the params with the last pictures."""
     kind, device, classes = FAMILIES[family], classifier.compute.device, classifier.spec.num_classes
     (steps, batch), (begun, total) = plan, span
@@ -148,7 +145,7 @@ def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, family: st
         run.step("searching permutations", begun + step, total)
         chosen = order[torch.arange(step * batch, (step + 1) * batch) % len(order)]
         images = dummies.images[chosen]
-        rows = one_hot(dummies.labels[chosen], classes).float()
+        rows = torch.nn.functional.one_hot(dummies.labels[chosen], classes).float()
         met = rows.sum(0)
         weight = FORGET * weight + met
         optimiser.zero_grad()
@@ -159,8 +156,7 @@ def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, family: st
             margin = margins_of_all(classifier(changed.flatten(0, 1)).float().view(len(part), batch, -1))
             of_pairs = torch.einsum("ns,pnj->psj", rows, margin)
             summed[some] = FORGET * summed[some] + of_pairs.detach()
-            share = assignment(summed[some] / weight.clamp_min(1e-3)[None, :, None], sources, temperature,
-                               allowed=allowed)
+            share = assignment(summed[some] / weight.clamp_min(1e-3)[None, :, None], sources, temperature)
             gain = (share * of_pairs / met.clamp_min(1)[None, :, None]).sum((1, 2)) / (met > 0).sum()
             (-gain.sum()).backward()
         optimiser.step()
@@ -168,14 +164,11 @@ def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, family: st
     return {**params, "picture": picture.detach()}
 
 
-def assignment(margins: Tensor, sources: Tensor, temperature: float, *, allowed: Tensor | None = None,
-               rounds: int = 30) -> Tensor:
+def assignment(margins: Tensor, sources: Tensor, temperature: float, *, rounds: int = 30) -> Tensor:
     """Margins (P, K, K) -> shares (P, K, K) >= 0 of goal j for source s, no diagonal: the rows of `sources` (K,) bool
-    sum to 1, the others to 0; columns to 1, or to no more where there are fewer sources than goals. Pairs (K, K) that
-    are not `allowed` have no share.
+    sum to 1, the others to 0; columns to 1, or to no more where there are fewer sources than goals.
     """
     own = torch.eye(margins.shape[-1], dtype=torch.bool, device=margins.device)
-    own = own if allowed is None else own | ~allowed
     none, every = ~sources[:, None], bool(sources.all())
     log = (margins / temperature).masked_fill(own, -1e4)
     for _ in range(rounds):
@@ -185,12 +178,10 @@ def assignment(margins: Tensor, sources: Tensor, temperature: float, *, allowed:
     return log.exp()
 
 
-def _assigned(cells: Tensor, sources: Tensor, temperature: float, *,
-              allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def _assigned(cells: Tensor, sources: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Cells -> each source's goal, the mean margin of these, and the share of sources with one above 0."""
     met = cells.isfinite().any(2)
-    share = assignment(cells.masked_fill(~cells.isfinite(), -1e3), sources.cpu(), temperature,
-                       allowed=None if allowed is None else allowed.cpu())
+    share = assignment(cells.masked_fill(~cells.isfinite(), -1e3), sources.cpu(), temperature)
     goals = share.argmax(2)
     value = cells.gather(2, goals[..., None])[..., 0]
     usable = met & value.isfinite()
