@@ -25,11 +25,11 @@ ALONE = 2.1  # weight of own goals: no other signal can speak of a permutation, 
 ROUTES = "screen routes"
 STAMPS, WARPS, TINTS = "screen stamps", "screen random warps", "screen tints"  # probes: searched by nobody
 STAMPED_PAIRS = "screen stamped pairs"  # the same stamps, by source and goal
-PERMUTATIONS = ("screen permutation", "screen permutation blend")  # by patches and by full pictures
+PERMUTATIONS = ("screen permutation", "screen natural permutation")  # on dummies and on natural images
 WARP, FILTER, GRATING = "screen natural warp", "screen natural filter", "screen natural grating"
 # They follow a screen, in this order, and accuse alone: what says most of a trigger first, then what costs least. Each
 # pair of a permutation is one that a stamp may meet, so that permutations are asked before pairs.
-FOLLOWING = (*PERMUTATIONS, STAMPED_PAIRS, STAMPS, WARPS, TINTS, ROUTES, GRATING, WARP, FILTER)
+FOLLOWING = (PERMUTATIONS[0], STAMPED_PAIRS, STAMPS, WARPS, TINTS, ROUTES, GRATING, WARP, FILTER, PERMUTATIONS[1])
 FOLLOWING_LEVEL = 0.002  # the rate at which each of them does: the rates of all add up
 COLOUR = 3  # channels
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network

@@ -141,7 +141,7 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         settled = loud and verdict.suspects[0].target is not None and _calibration(case).rated and not whole
         if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
             # Where goals of their own are accused only these can say more.
-            names = FURTHER if not loud else ("permutation", "permutation blend")
+            names = FURTHER if not loud else ("permutation", "natural permutation")
             looked += followed(case, first, names=names, all_of_them=whole)
             verdict = conclude(looked, first)
             # What these accuse is searched anew where it is repaired; no other search tells more of it, nor of goals of

@@ -2,17 +2,15 @@
 
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --jobs 2
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what further
-    python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what pictures
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what natural
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what probes
     python -m deepsanitizer.bench.detection --models models/calibration --results results/calibration --what pairs
     python -m deepsanitizer.bench.detection --models models/clean --results results/clean --what published
 
-What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`. What follows it where it does
-not accuse: `further` and `pictures` are searches of patches and of full pictures on its dummies, `natural` those on
-natural images, `probes` and `pairs` what is tried and not searched. `published` are FreeEagle, the maximum-margin
-statistic, the weight signature and the shift of features, to compare with. The truth is copied beside what the tool
-says; nothing that searches sees it.
+What is there already is not run again. `screen` is that of `deepsanitizer scan --screen`, `further` and `natural` the
+searches that follow it where it does not accuse, on its dummies and on natural images, `probes` and `pairs` what
+follows and is not searched; `published` are FreeEagle, the maximum-margin statistic, the weight signature and the shift
+of features, to compare with. The truth is copied beside what the tool says; nothing that searches sees it.
 """
 
 import json
@@ -44,8 +42,8 @@ from deepsanitizer.signals import (
 )
 from deepsanitizer.types import Evidence, SignalResult, silent
 
-What = Literal["screen", "further", "pictures", "natural", "probes", "pairs", "published"]
-ON_DUMMIES: dict[What, tuple[Dummy, ...]] = {"further": ("routes", "permutation"), "pictures": ("permutation blend",),
+What = Literal["screen", "further", "natural", "probes", "pairs", "published"]
+ON_DUMMIES: dict[What, tuple[Dummy, ...]] = {"further": ("routes", "permutation"),
                                              "probes": ("stamps", "random warps", "tints"),
                                              "pairs": ("stamped pairs",)}
 FOLLOWS: tuple[What, ...] = ("natural", *ON_DUMMIES)

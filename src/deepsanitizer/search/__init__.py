@@ -9,7 +9,7 @@ Many transformations (classes, restarts or places) are searched in one batch: th
 
 from deepsanitizer.search.cells import answers_of, cells_of, column_means, own_goals
 from deepsanitizer.search.dictionary import Scanned, dictionary
-from deepsanitizer.search.permutation import Permuting, full_permutation, permutation, permuting
+from deepsanitizer.search.permutation import Permuting, permutation, permuting
 from deepsanitizer.search.places import Places, corners, places, triggers_at
 from deepsanitizer.search.probes import PROBES, Probes
 from deepsanitizer.search.routes import Routes, places_for, routed, routes
@@ -17,5 +17,5 @@ from deepsanitizer.search.shifts import Shifts, shifted, shifts
 from deepsanitizer.search.universal import Found, universal
 
 __all__ = ["PROBES", "Found", "Permuting", "Places", "Probes", "Routes", "Scanned", "Shifts", "answers_of", "cells_of",
-           "column_means", "corners", "dictionary", "full_permutation", "own_goals", "permutation", "permuting", "places",
-           "places_for", "routed", "routes", "shifted", "shifts", "triggers_at", "universal"]
+           "column_means", "corners", "dictionary", "own_goals", "permutation", "permuting", "places", "places_for",
+           "routed", "routes", "shifted", "shifts", "triggers_at", "universal"]

@@ -1,13 +1,13 @@
-"""The search for a permutation: one pattern that sends every class to a goal of its own, no two to the same.
+"""The search for a permutation: one patch that sends every class to a goal of its own, no two to the same.
 
-What: patches at many places, or pictures over the whole image from several starts, take Adam steps on the margins
-(source, goal) under a soft assignment, in which every goal has one source (Sinkhorn's balancing of the margins averaged
-over the steps).
+What: patterns at many places take Adam steps on the margins (source, goal) under a soft assignment, in which every goal
+has one source (Sinkhorn's balancing of the margins averaged over the steps).
 Why it works: a natural pattern pulls all images towards one or two classes, which is worth nothing once they must go
 to different ones. Where each source simply takes the goal it is sent to most easily, such patterns beat the trigger.
 Of many classes some are sources enough: with all of 43 a step sees too few images of each pair (docs/research/log.md,
 58).
-Limits: two classes that share a goal are met in part. Of the starts of a full picture some end beside the trigger.
+Limits: two classes that share a goal are met in part. Full-image patterns are hardly found so (docs/research/log.md,
+38).
 Reference: Sinkhorn, "A relationship between arbitrary positive matrices and doubly stochastic matrices", Annals of
 Mathematical Statistics 1964.
 """
@@ -32,20 +32,16 @@ class Permuting:
 
     `cells` (P, K, K): mean margin of goal j over dummies of source s, -inf where s == j or s is no source or was not
     met. `goals` (P, K): the goal assigned to each source, -1 where there is none. `margin` (P,): their mean margin.
-    `reached` (P,): the share of sources whose mean margin is above 0. `elsewhere`: what is reached without the trigger:
-    the median place's margin after the first round, or that of goals assigned to untouched dummies, which are
-    `untouched` (K,).
+    `reached` (P,): the share of sources whose mean margin is above 0. `elsewhere`: the median place's margin after the
+    first round.
     """
 
-    family: str
-    strength: float
     params: dict[str, Tensor]
     cells: Tensor
     goals: Tensor
     margin: Tensor
     reached: Tensor
     elsewhere: float
-    untouched: Tensor | None = None
 
 
 def permutation(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, window: int, stride: int,
@@ -66,43 +62,18 @@ def permutation(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: 
                                             generator=generator)).to(device), "corner": where.to(device)}
     temperature, least = 0.3 * plain_margin, per_class * count
     total = first[0] + second[0]
-    params = _climb(classifier, dummies, sources, "place", params, run, generator, (first[0], max(first[1], least)),
-                    (0, total), lr, temperature)
+    params = _climb(classifier, dummies, sources, params, run, generator, (first[0], max(first[1], least)), (0, total),
+                    lr, temperature)
     early = _assigned(cells_of(classifier, dummies, "place", params, run, strength=1.0, count=max(60, least)),
                       sources, temperature)[1]
     best = early.topk(min(keep, len(early))).indices.to(device)
-    params = _climb(classifier, dummies, sources, "place", {name: value[best] for name, value in params.items()}, run,
-                    generator, (second[0], max(second[1], least)), (first[0], total), 0.6 * lr, temperature)
+    params = _climb(classifier, dummies, sources, {name: value[best] for name, value in params.items()}, run, generator,
+                    (second[0], max(second[1], least)), (first[0], total), 0.6 * lr, temperature)
     cells = cells_of(classifier, dummies, "place", params, run, strength=1.0, count=score_per_class * count)
     goals, margin, reached = _assigned(cells, sources, temperature)
     order = margin.argsort(descending=True)
-    return Permuting("place", 1.0, {name: value[order.to(device)] for name, value in params.items()}, cells[order],
-                     goals[order], margin[order], reached[order], early.median().item())
-
-
-def full_permutation(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: str, plain_margin: float,
-                     family: str = "blend", starts: int = 6, steps: int = 60, batch: int = 40, lr: float = 0.3,
-                     spread: float = 0.5, per_class: int = 2, score_per_class: int = 20,
-                     most_sources: int | None = None) -> Permuting:
-    """Search pictures over the whole image from several `starts`, at the family's strength; `batch` images a step, at
-    least `per_class` for each source, of which there are as in `permutation`.
-    """
-    generator, device, kind = run.generator(purpose), classifier.compute.device, FAMILIES[family]
-    dummies, sources = _of_some(dummies, classifier.spec.num_classes, most_sources, generator)
-    count, temperature = int(sources.sum()), 0.3 * plain_margin
-    params = {name: (value + spread * torch.randn(value.shape, generator=generator)).to(device)
-              for name, value in kind.init(starts, classifier.spec.shape, generator).items()}
-    params = _climb(classifier, dummies, sources, family, params, run, generator,
-                    (steps, max(batch, per_class * count)), (0, steps), lr, temperature)
-    score = {"count": score_per_class * count}
-    cells = cells_of(classifier, dummies, family, params, run, strength=kind.strength, **score)
-    goals, margin, reached = _assigned(cells, sources, temperature)
-    first = {name: value[:1] for name, value in params.items()}
-    untouched, before, _ = _assigned(cells_of(classifier, dummies, family, first, run, strength=0.0, **score), sources,
-                                     temperature)
-    order = margin.argsort(descending=True)
-    return Permuting(family, kind.strength, {name: value[order.to(device)] for name, value in params.items()},
-                     cells[order], goals[order], margin[order], reached[order], before[0].item(), untouched[0])
+    return Permuting({name: value[order.to(device)] for name, value in params.items()}, cells[order], goals[order],
+                     margin[order], reached[order], early.median().item())
 
 
 def _of_some(dummies: Dummies, classes: int, most: int | None, generator: torch.Generator) -> tuple[Dummies, Tensor]:
@@ -119,25 +90,24 @@ def _of_some(dummies: Dummies, classes: int, most: int | None, generator: torch.
 
 
 def permuting(found: Permuting, plain_margin: float, *, share: float = 0.5) -> tuple[Trigger, ...]:
-    """The patterns that reach at least `share` as many classes as the strongest does, as triggers.
+    """The patches that reach at least `share` as many classes as the strongest does, as triggers.
 
-    Their margins are counted from where untouched dummies are: above 0 where the pattern brings the goals nearer.
+    Their margins are counted from where untouched dummies are: above 0 where the patch brings the goals nearer.
     """
     least = share * found.reached[0].item()
     return tuple(
-        Trigger(found.family, {name: value[k:k + 1] for name, value in found.params.items()}, found.strength, None,
-                None, found.margin[k].item() + plain_margin, tuple(found.goals[k].tolist()))
+        Trigger("place", {name: value[k:k + 1] for name, value in found.params.items()}, 1.0, None, None,
+                found.margin[k].item() + plain_margin, tuple(found.goals[k].tolist()))
         for k in range(len(found.margin)) if k == 0 or found.reached[k] >= least)
 
 
-def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, family: str, params: dict[str, Tensor], run: Run,
+def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, params: dict[str, Tensor], run: Run,
            generator: torch.Generator, plan: tuple[int, int], span: tuple[int, int], lr: float, temperature: float, *,
            images_at_once: int = 640) -> dict[str, Tensor]:
-    """Adam on the pictures of all places or starts; the params with the last pictures."""
-    kind, device, classes = FAMILIES[family], classifier.compute.device, classifier.spec.num_classes
+    """Adam on the pictures of all places; the params with the last pictures."""
+    kind, device, classes = FAMILIES["place"], classifier.compute.device, classifier.spec.num_classes
     (steps, batch), (begun, total) = plan, span
-    picture = params["picture"].clone().requires_grad_(True)
-    params = {**params, "picture": picture}
+    picture, corner = params["picture"].clone().requires_grad_(True), params["corner"]
     optimiser = torch.optim.Adam([picture], lr=lr, betas=(0.5, 0.9))
     order, places = balanced(dummies, generator), len(picture)
     summed, weight = (torch.zeros(places, classes, classes, device=device), torch.zeros(classes, device=device))
@@ -151,8 +121,8 @@ def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, family: st
         optimiser.zero_grad()
         for part in torch.arange(places).split(max(1, images_at_once // batch)):
             some = slice(int(part[0]), int(part[-1]) + 1)
-            changed = kind.apply({name: value[some] for name, value in params.items()}, images,
-                                 torch.full((len(part),), kind.strength, device=device))
+            changed = kind.apply({"picture": picture[some], "corner": corner[some]}, images,
+                                 torch.ones(len(part), device=device))
             margin = margins_of_all(classifier(changed.flatten(0, 1)).float().view(len(part), batch, -1))
             of_pairs = torch.einsum("ns,pnj->psj", rows, margin)
             summed[some] = FORGET * summed[some] + of_pairs.detach()
@@ -161,7 +131,7 @@ def _climb(classifier: Classifier, dummies: Dummies, sources: Tensor, family: st
             (-gain.sum()).backward()
         optimiser.step()
         run.meter.add(places * batch, backward=True)
-    return {**params, "picture": picture.detach()}
+    return {"picture": picture.detach(), "corner": corner}
 
 
 def assignment(margins: Tensor, sources: Tensor, temperature: float, *, rounds: int = 30) -> Tensor:

@@ -37,9 +37,9 @@ SHORT_UNIVERSAL: dict[str, Any] = {"steps": 28, "batch": 16, "short": (8, 8), "f
 SHORT_DICTIONARY: dict[str, Any] = {"first": 10, "second": 48}
 
 SCREEN_DUMMIES = 300
-Natural = Literal["natural grating", "natural warp", "natural filter"]
+Natural = Literal["natural grating", "natural warp", "natural filter", "natural permutation"]
 NATURAL: tuple[Natural, ...] = get_args(Natural)
-Dummy = Literal["permutation", "permutation blend", "stamped pairs", "stamps", "random warps", "tints", "routes"]
+Dummy = Literal["permutation", "stamped pairs", "stamps", "random warps", "tints", "routes"]
 DUMMY: tuple[Dummy, ...] = get_args(Dummy)
 Further = Literal[Dummy, Natural]
 FURTHER: tuple[Further, ...] = (*DUMMY, *NATURAL)
@@ -100,9 +100,8 @@ def further(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequen
 
 def on_dummies(classifier: Classifier, dummies: Dummies, run: Run, *, names: Sequence[Dummy] = DUMMY
                ) -> Iterator[Evidence]:
-    """Patches and pictures for goals of their own (16,000 and 15,000 passes for 10 classes), stamps for one source and
-    goal (9,000), probes of three kinds for one goal (7,000), patches for one source and goal (28,000). A change needs
-    the nulls measured again.
+    """Patches for goals of their own (16,000 passes for 10 classes), stamps for one source and goal (9,000), probes of
+    three kinds for one goal (7,000), patches for one source and goal (28,000). A change needs the nulls measured again.
     """
     wide = permutation_window(classifier.spec.shape)
     for name in names:
@@ -114,30 +113,31 @@ def on_dummies(classifier: Classifier, dummies: Dummies, run: Run, *, names: Seq
             item = dictionary.probe(classifier, dummies, run, kind=name)
             if item.result.family == "place":  # a repair searches patches, with windows that hold such a one
                 item = replace(item, result=replace(item.result, window=wide[0]))
-        elif name == "permutation":
-            item = permutation.detect(classifier, dummies, run, window=wide[0], stride=wide[1], purpose="screen")
         else:
-            item = permutation.detect_full(classifier, dummies, run, purpose="screen")
+            item = permutation.detect(classifier, dummies, run, window=wide[0], stride=wide[1], purpose="screen")
         yield _short(item, name)
 
 
 def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natural] = NATURAL,
                       dummies: Dummies | None = None) -> Iterator[Evidence]:
-    """Gratings, warps and filters for one goal (2,500, 4,700 and 4,700 passes for 10 classes), on images with the
-    statistics of photographs. A change needs the nulls measured again.
+    """Gratings, warps and filters for one goal (2,500, 4,700 and 4,700 passes for 10 classes), and patches for goals of
+    their own (16,000), on images with the statistics of photographs. A change needs the nulls measured again.
     Thresholds are in plain margins of `dummies`, where a repair follows, for it is measured on such.
     """
     images = drawn(classifier, SCREEN_DUMMIES, run)
+    window, stride = permutation_window(classifier.spec.shape)
     for name in names:
-        if name == "natural grating":
-            item = dictionary.detect(classifier, images, run, family="grating", **SHORT_DICTIONARY)
-        else:
+        if name in ("natural warp", "natural filter"):
             family = name.removeprefix("natural ")
             item = universal.detect(classifier, images, run, family=family, purpose=f"screen {family}",
                                     **SHORT_UNIVERSAL)
             if family == "filter":
                 item = replace(item, result=replace(item.result, statistic=ahead_of_all(
                     item.result.per_target, images.plain_margin)))
+        elif name == "natural grating":
+            item = dictionary.detect(classifier, images, run, family="grating", **SHORT_DICTIONARY)
+        else:
+            item = permutation.detect(classifier, images, run, window=window, stride=stride, purpose="screen")
         yield _short(item if dummies is None else _restated(item, images, dummies), name)
 
 
@@ -148,7 +148,8 @@ def _restated(item: Evidence, images: Dummies, dummies: Dummies) -> Evidence:
     result, limit = item.result, max(item.result.runner_up or 0.0, 0.0)
     if result.threshold is None:
         return item
-    above = (result.threshold - limit) * universal.unit_of(dummies) / images.plain_margin
+    unit = dummies.plain_margin if result.kind == "all2all" else universal.unit_of(dummies)
+    above = (result.threshold - limit) * unit / images.plain_margin
     return replace(item, result=replace(result, threshold=limit + above))
 
 
