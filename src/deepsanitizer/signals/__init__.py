@@ -137,7 +137,9 @@ def on_natural_images(classifier: Classifier, run: Run, *, names: Sequence[Natur
         elif name == "natural grating":
             item = dictionary.detect(classifier, images, run, family="grating", **SHORT_DICTIONARY)
         else:
-            item = permutation.detect(classifier, images, run, window=window, stride=stride, purpose="screen")
+            # All classes are sources: with fewer, clean networks rise more than others (docs/research/log.md, 58).
+            item = permutation.detect(classifier, images, run, window=window, stride=stride, purpose="screen",
+                                      most_sources=None)
         yield _short(item if dummies is None else _restated(item, images, dummies), name)
 
 

@@ -19,7 +19,8 @@ MOST_SOURCES = 20
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
-           accuse_at: tuple[float, float] = (0.55, 0.25), least_distinct: float = 0.8) -> Evidence:
+           most_sources: int | None = MOST_SOURCES, accuse_at: tuple[float, float] = (0.55, 0.25),
+           least_distinct: float = 0.8) -> Evidence:
     """Windows of one size, `stride` apart. `accuse_at`: the margin, in plain margins, and the share of classes reached
     for a score of 1 (docs/research/log.md, 38).
     """
@@ -29,7 +30,7 @@ def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, s
                                      reason=f"it is for 3 to {MOST_CLASSES} classes"))
     before, plain = run.meter.passes, dummies.plain_margin
     found = permutation(classifier, dummies, run, purpose=f"{purpose} permutation {window}", window=window,
-                        stride=stride, plain_margin=plain, most_sources=MOST_SOURCES)
+                        stride=stride, plain_margin=plain, most_sources=most_sources)
     goals = [goal for goal in found.goals[0].tolist() if goal >= 0]
     apart = len(set(goals)) >= least_distinct * len(goals)
     reached = found.reached[0].item()
