@@ -15,7 +15,7 @@ from deepsanitizer.signals.place import as_matrix
 from deepsanitizer.types import Dummies, Evidence, Run, SignalResult
 
 MOST_CLASSES = 100  # beyond it the cells of every place are too many
-MOST_SOURCES = 20
+MOST_SOURCES = 20  # of more classes so many are drawn (docs/research/log.md, 58)
 
 
 def detect(classifier: Classifier, dummies: Dummies, run: Run, *, window: int, stride: int, purpose: str = "scan",
