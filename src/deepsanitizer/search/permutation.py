@@ -54,7 +54,7 @@ def permutation(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: 
     classes, or `most_sources` drawn of those that the dummies have.
     """
     generator, device = run.generator(purpose), classifier.compute.device
-    dummies, sources = _of_some(dummies, classifier.spec.num_classes, most_sources, generator)
+    dummies, sources = _draw_sources(dummies, classifier.spec.num_classes, most_sources, generator)
     count = int(sources.sum())
     where = corners(classifier.spec.shape[1:], window, stride)
     size = min(window, *classifier.spec.shape[1:])
@@ -76,7 +76,8 @@ def permutation(classifier: Classifier, dummies: Dummies, run: Run, *, purpose: 
                      margin[order], reached[order], early.median().item())
 
 
-def _of_some(dummies: Dummies, classes: int, most: int | None, generator: torch.Generator) -> tuple[Dummies, Tensor]:
+def _draw_sources(dummies: Dummies, classes: int, most: int | None,
+                  generator: torch.Generator) -> tuple[Dummies, Tensor]:
     """The dummies of at most so many classes, and which these are (K,) bool: all of both where there are no more."""
     device = dummies.images.device
     if most is None or classes <= most:

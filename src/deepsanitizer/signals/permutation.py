@@ -1,8 +1,8 @@
 """One small patch that permutes the classes: evidence for all-to-all backdoors.
 
-What: the search of `search.permutation` at every place, for at most `MOST_SOURCES` classes. Two statistics count, of
-which the weaker is the score: how far the best patch brings each class towards a goal of its own, and the share of
-classes that it sends there in the mean.
+What: the search of `search.permutation` at every place. Two statistics count, of which the weaker is the score: how far
+the best patch brings each source towards a goal of its own, and the share of sources that it sends there in the mean.
+On dummies at most `MOST_SOURCES` classes are sources.
 Why it works: no natural patch sends different classes to different goals; on clean networks hardly any class obeys.
 Limits: patches only, and all classes: a backdoor that moves a few classes to goals of their own reaches a small share.
 """
