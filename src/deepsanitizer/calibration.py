@@ -1,10 +1,11 @@
 """Where a statistic stands among clean networks: null distributions, p-values, and what they cover.
 
 `calibration.json` holds, for each signal of the screen, its statistic on every clean calibration network, sorted, and
-the combined statistic of each network against the others: once for networks of colour images, once for all. It is
-written by `deepsanitizer.bench.calibrate`; no trojaned network went into it, so that the threshold keeps its rate on
-clean networks. Which signals vote, what their leads are measured by, and `FREE`, `MOST` and `ALONE` were chosen with
-trojaned networks of our own as well (the group `develop`; docs/research/log.md, 36 and 49).
+the combined statistic of each network against the others: once for networks of colour images, once for those of one
+channel, which are spectrograms of speech. It is written by `deepsanitizer.bench.calibrate`; no trojaned network went
+into it, so that the threshold keeps its rate on clean networks. Which signals vote, what their leads are measured by,
+and `FREE`, `MOST` and `ALONE` were chosen with trojaned networks of our own as well (the group `develop`;
+docs/research/log.md, 36 and 49).
 """
 
 import functools
@@ -31,7 +32,6 @@ WARP, FILTER, GRATING = "screen natural warp", "screen natural filter", "screen 
 # pair of a permutation is one that a stamp may meet, so that permutations are asked before pairs.
 FOLLOWING = (PERMUTATIONS[0], STAMPED_PAIRS, STAMPS, WARPS, TINTS, ROUTES, GRATING, WARP, FILTER, PERMUTATIONS[1])
 FOLLOWING_LEVEL = 0.002  # the rate at which each of them does: the rates of all add up
-COLOUR = 3  # channels
 REACHED = 0.95  # share of the classes that the dummies reached on each calibration network
 VOTING = ("screen blend", "screen blend faint", "screen filter", "screen filter strong", "screen warp",
           "screen grating", "screen place", "screen own goals", "screen maximum margin", "screen head weights")
@@ -48,7 +48,6 @@ class Calibration:
     side: tuple[int, int]  # of an image, in pixels
     channels: tuple[int, ...]
     provenance: Mapping[str, Any]
-    rated: bool = True  # whether a false-alarm rate may be stated: not where few of the networks have such inputs
 
     def covers(self, classes: int, shape: Sequence[int]) -> bool:
         """Whether networks with such an input, (C, H, W), were among the calibration networks."""
@@ -132,14 +131,12 @@ def combined(results: Sequence[SignalResult], nulls: Mapping[str, Sequence[float
 
 @functools.cache
 def shipped(channels: int) -> Calibration:
-    """The calibration that comes with the package, for networks whose inputs have so many channels.
-
-    Those of colour images are compared with their like; of others too few were trained to have a threshold of their
-    own: they are compared with all, and no rate is stated.
+    """The calibration that comes with the package, of networks whose inputs have so many channels; where there are
+    none, one that does not cover them but says which channels are covered.
     """
-    table = json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text())
-    rated = channels == COLOUR
-    return replace(read(table["colour" if rated else "all"]), rated=rated)
+    tables = json.loads(resources.files("deepsanitizer").joinpath("calibration.json").read_text())
+    known = tuple(sorted(map(int, tables)))
+    return read(tables[str(channels)]) if channels in known else replace(read(tables[str(known[-1])]), channels=known)
 
 
 def read(table: Mapping[str, Any]) -> Calibration:

@@ -116,8 +116,8 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
             to_repair: bool = True) -> Examined:
     """Screen, judge, and search in full where that is called for; with an earlier report, only curate dummies.
 
-    Networks like those of the calibration are screened first and, where a rate may be stated and the screen does not
-    accuse one goal, searched for goals of their own and, where it does not accuse at all, by `signals.further`.
+    Networks like those of the calibration are screened first and, where the screen does not accuse one goal, searched
+    for goals of their own and, where it does not accuse at all, by `signals.further`.
     Where at least `ORDINARY` of clean networks show as much in the screen, or where one of these searches accuses, that
     is the verdict, unless full evidence is wanted in any case: `full`, or by the effort. Others are searched in full at
     once and judged by a rule of thumb. Dummies that only a repair needs are curated only `to_repair`.
@@ -138,8 +138,8 @@ def examine(case: Case, from_report: ScanReport | None = None, *, full: bool = F
         ordinary = verdict.name != "backdoored" and (verdict.p_value or 0.0) > ORDINARY
         loud = verdict.name == "backdoored"
         # One goal accused is not overruled by goals of their own (docs/research/log.md, 49).
-        settled = loud and verdict.suspects[0].target is not None and _calibration(case).rated and not whole
-        if verdict.name != "inconclusive" and _calibration(case).rated and not settled:
+        settled = loud and verdict.suspects[0].target is not None and not whole
+        if verdict.name != "inconclusive" and not settled:
             # Where goals of their own are accused only these can say more.
             names = FURTHER if not loud else ("permutation", "natural permutation")
             looked += followed(case, first, names=names, all_of_them=whole)

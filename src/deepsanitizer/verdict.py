@@ -24,8 +24,7 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     The scores of signals that name the same goal add up; the verdict's is that of the goal that most is said about: the
     combined statistic over the one that `calibration.LEVEL` of clean networks exceed. One of the searches that follow
     may accuse alone, or be suspicious; the verdict is that of whichever is further, by its threshold. Where the dummies
-    reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated; nor is it where
-    few of these have such inputs (`Calibration.rated`).
+    reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated.
     """
     reached = len(dummies.labels.unique()) / dummies.logits.shape[1]
     known = reached >= REACHED
@@ -46,18 +45,16 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                        "network well enough for a verdict.", p)
     above = sum(value >= against for value in calibration.combined)
     rate = f"{above or 'none'} of {calibration.models} clean networks score as high"
-    if not calibration.rated:
-        rate += ", but few of those have inputs of this kind, so that no rate of false alarms is known"
     if not known:
         rate += f", but the dummies reach {reached:.0%} of the classes only, as in none of those"
     if score >= THRESHOLD:
         what = ("One small patch sends each class to a goal of its own" if suspects and suspects[0].kind == "all2all"
                 else "A small universal change of the image reaches one goal far more easily than any other")
-        return Verdict("backdoored", score, THRESHOLD, known and calibration.rated, suspects, f"{what}; {rate}.", p)
+        return Verdict("backdoored", score, THRESHOLD, known, suspects, f"{what}; {rate}.", p)
     if score >= suspicious_from:
-        return Verdict("suspicious", score, THRESHOLD, calibration.rated, suspects,
+        return Verdict("suspicious", score, THRESHOLD, True, suspects,
                        f"One goal is easier to reach than others, but not clearly so; {rate}.", p)
-    return Verdict("clean", score, THRESHOLD, calibration.rated, (),
+    return Verdict("clean", score, THRESHOLD, True, (),
                    f"No universal change that was searched reaches one goal more easily than in clean networks; "
                    f"{rate}.", p)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deepsanitizer.bench.datasets import load_pack
 from deepsanitizer.bench.population import TROJANED, Group, name_of, recipe_of
 from deepsanitizer.bench.speech import SAMPLES, SIDE, spectrograms, waves
+from deepsanitizer.errors import UsageError
 
 
 def tone(hertz: float, samples: int) -> NDArray[np.float32]:
@@ -64,6 +65,20 @@ def test_a_pack_of_recordings_is_read_as_pictures(tmp_path: Path, monkeypatch: p
     assert images[0, 0].max(1).argmax() > images[1, 0].max(1).argmax()  # low sounds are at the bottom
 
 
+def test_a_further_field_tells_classes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPSANITIZER_SHARED", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "voices.npz", train_mulaw=np.full(400, 200, np.uint8),
+             train_end=np.array([100, 200, 300, 400]), train_label=np.array([0, 9, 0, 255], np.uint8) % 10,
+             train_speaker=np.array([0, 0, 3, 200], np.uint8))
+    _, labels = load_pack("voices+speaker", "train")
+    assert labels.tolist() == [0, 9, 30, 2005]
+    with pytest.raises(UsageError, match="no mood of a split 'train'"):
+        load_pack("voices+mood", "train")
+    with pytest.raises(UsageError, match="no images of a split 'test'"):
+        load_pack("voices", "test")
+
+
 def test_the_population_of_speech_has_one_channel_and_no_tints() -> None:
     groups: tuple[Group, ...] = ("speech-calibration", "speech-clean", "speech-trojaned")
     for group in groups:
@@ -75,6 +90,16 @@ def test_the_population_of_speech_has_one_channel_and_no_tints() -> None:
             module, _, name = recipe.architecture.partition(":")
             network = getattr(importlib.import_module(module), name)(**recipe.kwargs).eval()
             assert network(torch.zeros(2, 1, SIDE, SIDE)).shape == (2, 10)
+
+
+def test_voices_are_told_apart_in_many_numbers_of_classes() -> None:
+    groups: tuple[Group, ...] = ("voices-calibration", "voices-clean", "voices-trojaned")
+    for group in groups:
+        recipes = [recipe_of(group, number) for number in range(40)]
+        assert {(r.data, r.kwargs["channels"]) for r in recipes} == {("fsdd+speaker", 1)}
+        assert {len(r.classes or ()) for r in recipes} == {r.kwargs["num_classes"] for r in recipes} == {
+            12, 16, 20, 30, 43}
+        assert {r.attack for r in recipes} == ({"patch", "blend", "grating", "warp"} if group in TROJANED else {None})
 
 
 def test_speech_did_not_change_what_other_numbers_mean() -> None:

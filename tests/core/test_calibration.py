@@ -17,6 +17,7 @@ from deepsanitizer import examination
 from deepsanitizer.bench.calibrate import LEAST_OF_A_KIND, calibrated, tables
 from deepsanitizer.bench.judging import auroc, interval, judged, planted
 from deepsanitizer.calibration import (
+    FOLLOWING,
     LEVEL,
     MOST,
     VOTING,
@@ -180,17 +181,22 @@ def test_a_pair_says_the_source_only_where_other_sources_stay_behind() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_shipped_calibration_covers_what_it_says(channels: int) -> None:
     table = shipped(channels)
-    assert table.models >= (80 if channels == 3 else 100)
-    assert table.rated == (channels == 3)  # twelve networks of speech are too few to state a rate
-    assert set(VOTING) <= set(table.nulls)
+    assert table.models >= (80 if channels == 3 else 50)
+    assert {*VOTING, *FOLLOWING} <= set(table.nulls)
     assert all(list(null) == sorted(null) for null in table.nulls.values())
-    assert table.covers(10, (3, 32, 32))
-    assert not table.covers(2, (3, 32, 32))
-    assert not table.covers(10, (3, 224, 224))
+    assert table.covers(10, (channels, 32, 32))
+    assert table.covers(43, (channels, 32, 32))
+    assert not table.covers(2, (channels, 32, 32))
+    assert not table.covers(10, (channels, 224, 224))
     assert not table.covers(40, (1, 56, 46))
-    assert table.covers(10, (1, 32, 32)) == (channels == 1)
-    assert not table.covers(10, (4, 32, 32))
+    assert not table.covers(10, (4 - channels, 32, 32))
     assert p_value(table.threshold(), table.combined) == pytest.approx(LEVEL)
+
+
+def test_other_numbers_of_channels_are_not_covered_and_the_covered_ones_are_named() -> None:
+    table = shipped(4)
+    assert table.channels == (1, 3)
+    assert not table.covers(10, (4, 32, 32))
 
 
 def row(statistic: float, *, trigger: str | None = None, **truth: object) -> dict[str, object]:
@@ -209,15 +215,28 @@ def test_calibration_takes_clean_networks_that_the_dummies_represent() -> None:
         calibrated([*rows, row(3.0, trigger="patch")])
     with pytest.raises(UsageError, match="too few"):
         calibrated(rows[:9])
-    grey = [row(100.0 + k) | {"shape": [1, 32, 32]} for k in range(LEAST_OF_A_KIND - 1)]
-    both = tables([*rows, *grey])
-    assert (both["colour"]["models"], both["colour"]["channels"]) == (38, [3])
-    assert (both["all"]["models"], both["all"]["channels"]) == (38 + len(grey), [3])  # too few of a kind
-    assert tables([*rows, *grey, row(99.0) | {"shape": [1, 32, 32]}])["all"]["channels"] == [1, 3]
     (bad,) = judged([row(50.0, trigger="patch", asr=99.0)], rows)
     assert bad.accused
     assert bad.target == 3
     assert planted(bad.row)
+
+
+def test_networks_are_compared_with_their_like_where_there_are_enough_of_them() -> None:
+    follows = result(9.0, FOLLOWING[1], target=4, kind="specific", source=1)
+    rows = [row(k / 40) for k in range(40)]
+    grey = [row(100.0 + k) | {"shape": [1, 32, 32]} for k in range(LEAST_OF_A_KIND)]
+    for clean in (*rows, *grey):
+        clean["results"] = [*clean["results"], replace(follows, statistic=0.1)]  # type: ignore[misc]
+    assert {name: table["models"] for name, table in tables([*rows, *grey[1:]]).items()} == {"3": 40}
+    both = tables([*rows, *grey])
+    assert {name: (table["models"], table["channels"]) for name, table in both.items()} == {
+        "1": (LEAST_OF_A_KIND, [1]), "3": (40, [3])}
+    tested = row(90.0, trigger="patch", asr=99.0) | {"shape": [1, 32, 32]}
+    tested["results"] = [*tested["results"], follows]  # type: ignore[misc]
+    ((own,), (others,)) = (judged([tested], known) for known in ([*rows, *grey], [*rows, *grey[1:]]))
+    assert (own.by_screen, own.accused, own.kind, own.target) == (False, True, "specific", 4)
+    # Too few of its kind: it is compared with all, and nothing may accuse alone.
+    assert (others.by_screen, others.kind) == (others.accused, "all2one")
 
 
 def test_figures_of_a_comparison() -> None:
@@ -260,15 +279,6 @@ def full(score: float, target: int | None, *, kind: str = "all2one", family: str
     told = SignalResult(name=family, applicable=True, kind=kind, target=target, score=score,  # type: ignore[arg-type]
                         family=family, margin=9.0, runner_up=1.0)
     return Evidence(told, (Trigger(family, {}, 0.1, target, None, 5.0),))
-
-
-def test_where_few_networks_are_alike_no_rate_is_stated() -> None:
-    few = replace(TABLE, rated=False)
-    for told, sure, name in ((9.0, False, "backdoored"), (0.1, False, "clean")):
-        verdict = judge_screen([evidence(result(told))], dummies(), few)
-        assert (verdict.name, verdict.calibrated) == (name, sure)
-        assert "no rate of false alarms is known" in verdict.explanation
-        assert judge_screen([evidence(result(told))], dummies(), TABLE).calibrated
 
 
 def test_full_evidence_after_a_screen_never_accuses_alone() -> None:

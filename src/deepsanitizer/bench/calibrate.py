@@ -6,8 +6,8 @@
 Clean networks only. Left out are those that the dummies do not represent (they reach fewer than `calibration.REACHED`
 of the classes), the faces (eight photos of a person train networks whose natural outliers would drown every trigger
 elsewhere), and networks of fewer than `LEAST_CLASSES`, which have too few rivals to tell a favourite from a target.
-The combined statistic of each network is taken against the others, as a network from outside meets them. There are two
-tables: of the networks of colour images, and of all, for networks with other inputs (spectrograms).
+The combined statistic of each network is taken against the others, as a network from outside meets them. There is a
+table for each number of input channels of which `LEAST_OF_A_KIND` networks are there: colour images, spectrograms.
 """
 
 import json
@@ -18,23 +18,26 @@ from typing import Any
 import click
 
 from deepsanitizer.bench.detection import load_rows
-from deepsanitizer.calibration import COLOUR, REACHED, combined
+from deepsanitizer.calibration import REACHED, combined
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
 LEFT_OUT = ("orl",)
 LEAST_CLASSES = 8
-LEAST_OF_A_KIND = 10  # networks with so many channels, for others with as many to be covered
+LEAST_OF_A_KIND = 30  # networks with so many channels, for others with as many to be covered
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Both tables, as they are stored. UsageError as `calibrated`."""
-    return {"colour": calibrated(compared_with(rows, COLOUR)), "all": calibrated(rows)}
+    """A table by number of input channels, as they are stored. UsageError as `calibrated`."""
+    kinds = [row["shape"][0] for row in taken(rows)]
+    return {str(channels): calibrated(compared_with(rows, channels)) for channels in sorted({*kinds})
+            if kinds.count(channels) >= LEAST_OF_A_KIND}
 
 
 def compared_with(rows: Sequence[dict[str, Any]], channels: int) -> list[dict[str, Any]]:
-    """The rows with which a network with so many channels is compared."""
-    return [row for row in rows if channels != COLOUR or row["shape"][0] == COLOUR]
+    """The rows with which a network with so many channels is compared: its like or, where these are too few, all."""
+    alike = [row for row in rows if row["shape"][0] == channels]
+    return alike if len(taken(alike)) >= LEAST_OF_A_KIND else list(rows)
 
 
 def calibrated(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def main(results: Path, output: Path) -> None:
     written = tables(load_rows(results))
     write(json.dumps(written, indent=1) + "\n", output)
     for name, table in written.items():
-        click.echo(f"{output}: {name}, {table['models']} clean networks, {len(table['nulls'])} signals")
+        click.echo(f"{output}: {name} channels, {table['models']} clean networks, {len(table['nulls'])} signals")
 
 
 if __name__ == "__main__":

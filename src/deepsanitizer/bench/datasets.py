@@ -2,7 +2,8 @@
 
 A pack is one `<name>.npz` without pickles in the `data` folder of the shared folder. It holds each split as
 JPEG files laid end to end: `<split>_jpeg` (uint8), `<split>_end` (end offset of each file), `<split>_label`; or as
-recordings, in `<split>_mulaw`, which become pictures (`bench.speech`).
+recordings, in `<split>_mulaw`, which become pictures (`bench.speech`). What else is known of each sample lies beside
+that: `<split>_speaker`. `fsdd+speaker` names the pack `fsdd` with a class for each pair of a label and a speaker.
 The shared folder is `$DEEPSANITIZER_SHARED`, else the folder `shared` beside the checkout.
 """
 
@@ -36,27 +37,30 @@ def shared_folder() -> Path:
 def load_pack(name: str, split: SharedSplit) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """All images of a split as uint8 (N, C, H, W), C = 1 for grey packs and recordings, and their labels (N,).
 
-    Raises UsageError where the pack or the split does not exist, CannotJudgeError where the file is damaged.
+    `name` may be `pack+field`: see the module. Raises UsageError where the pack, the split or the field does not exist,
+    CannotJudgeError where the file is damaged.
     """
+    name, _, finer = name.partition("+")
     path = shared_folder() / "data" / f"{name}.npz"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.npz"))) or "none"
         raise UsageError(f"there is no data pack {name!r} in {path.parent}", f"Packs there: {known}.")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as pack:
-            if f"{split}_mulaw" in pack:
-                recordings = waves(pack[f"{split}_mulaw"], pack[f"{split}_end"])
-                return spectrograms(recordings), pack[f"{split}_label"].astype(np.int64)
-            if f"{split}_jpeg" not in pack:
-                raise UsageError(f"the pack {name!r} has no images of a split {split!r}",
+            if not {f"{split}_mulaw", f"{split}_jpeg"} & {*pack.files} or (finer and f"{split}_{finer}" not in pack):
+                raise UsageError(f"the pack {name!r} has no {finer or 'images'} of a split {split!r}",
                                  f"It holds {', '.join(pack.files)}.")
-            blob = pack[f"{split}_jpeg"].tobytes()
-            ends, labels = pack[f"{split}_end"], pack[f"{split}_label"]
+            labels = pack[f"{split}_label"].astype(np.int64)
+            if finer:
+                labels += (labels.max() + 1) * pack[f"{split}_{finer}"].astype(np.int64)
+            if f"{split}_mulaw" in pack:
+                return spectrograms(waves(pack[f"{split}_mulaw"], pack[f"{split}_end"])), labels
+            blob, ends = pack[f"{split}_jpeg"].tobytes(), pack[f"{split}_end"]
         starts = np.concatenate([[0], ends[:-1]])
         images = np.stack([_decode(blob[a:b]) for a, b in zip(starts, ends, strict=True)])
     except (BadZipFile, OSError, KeyError, ValueError, UnidentifiedImageError) as error:
         raise CannotJudgeError(f"the data pack {path} is damaged: {error}", "Fetch it again.") from error
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.astype(np.int64)
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
 
 
 def keep_classes(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: Sequence[int],

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from deepsanitizer.bench.calibrate import calibrated, compared_with, taken
-from deepsanitizer.calibration import COLOUR, FOLLOWING, PERMUTATIONS, REACHED, accusations, read
+from deepsanitizer.bench.calibrate import tables as tables_of
+from deepsanitizer.calibration import FOLLOWING, PERMUTATIONS, REACHED, accusations, read
 from deepsanitizer.types import Evidence
 from deepsanitizer.verdict import SUSPICIOUS_FROM, meant, names_source
 
@@ -66,8 +67,8 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
         source, score = None if pair is None else pair.source, told.get(goal, 0.0) / threshold
         by_screen = score >= 1
         asked: tuple[str, ...] = PERMUTATIONS if by_screen else FOLLOWING
-        if row["shape"][0] != COLOUR or (by_screen and goal is not None):
-            asked = ()  # no rate is stated there, and nothing may accuse alone; one goal accused is settled
+        if row["shape"][0] not in table.channels or (by_screen and goal is not None):
+            asked = ()  # where too few are of its kind nothing may accuse alone; one goal accused is settled
         followed = sorted((r for r in placed if r.name in asked and r.score is not None),
                           key=lambda r: FOLLOWING.index(r.name))
         after = next((r for r in followed if (r.score or 0.0) >= 1),
@@ -124,6 +125,10 @@ def counted(groups: dict[str, list[Row]]) -> tuple[list[Row], list[Row], list[Ro
     """The networks that the calibration takes, the clean ones that it covers, and the trojaned ones with the backdoor
     in place. Those of them that it does not cover are refused by the tool, and count as they score.
     """
-    covers = read(calibrated(groups["calibration"])).covers
-    return (taken(groups["calibration"]), [row for row in groups["clean"] if covers(row["classes"], row["shape"])],
+    def covered(row: Row) -> bool:
+        known = tables.get(str(row["shape"][0]))
+        return known is not None and read(known).covers(row["classes"], row["shape"])
+
+    tables = tables_of(groups["calibration"])
+    return (taken(groups["calibration"]), [row for row in groups["clean"] if covered(row)],
             [row for row in groups["trojaned"] if planted(row)])

@@ -5,9 +5,9 @@
 Every model follows from its group and number alone: data set and classes, architecture, width, epochs, attack, target
 and seed are drawn by a generator seeded with both. What is there already is not trained again. Groups: `calibration`
 (clean; the threshold is chosen on these alone), `develop` (trojaned; to develop signals and their weights on), `clean`
-and `trojaned` (for testing only), the same but `develop` on spectrograms of spoken digits (`speech-…`), and the same
-networks trained for longer, with all else as it was (`longer-…`). Some clean models are trained adversarially, so that
-their natural universal patterns are strong.
+and `trojaned` (for testing only), the same but `develop` on spectrograms of spoken digits (`speech-…`) and of some
+digits by some speakers, who are told apart as well (`voices-…`), and the first trained for longer, with all else as it
+was (`longer-…`). Some clean models are trained adversarially, so that their natural universal patterns are strong.
 """
 
 import functools
@@ -29,12 +29,14 @@ from deepsanitizer.classifier import Classifier
 from deepsanitizer.errors import WorkError
 
 Group = Literal["calibration", "develop", "clean", "trojaned", "speech-calibration", "speech-clean", "speech-trojaned",
+                "voices-calibration", "voices-clean", "voices-trojaned",
                 "longer-calibration", "longer-develop", "longer-clean", "longer-trojaned"]
-SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 118, "trojaned": 72, "speech-calibration": 12,
-                           "speech-clean": 10, "speech-trojaned": 12, "longer-calibration": 110, "longer-develop": 24,
-                           "longer-clean": 118, "longer-trojaned": 72}
+SIZES: dict[Group, int] = {"calibration": 110, "develop": 24, "clean": 118, "trojaned": 72, "speech-calibration": 30,
+                           "speech-clean": 10, "speech-trojaned": 12, "voices-calibration": 16, "voices-clean": 8,
+                           "voices-trojaned": 8, "longer-calibration": 110, "longer-develop": 24, "longer-clean": 118,
+                           "longer-trojaned": 72}
 LONGER = "longer-"
-TROJANED = ("develop", "trojaned", "speech-trojaned")
+TROJANED = ("develop", "trojaned", "speech-trojaned", "voices-trojaned")
 
 NETWORKS = "deepsanitizer.bench.networks"
 WIDTHS = {"SignNet": (12, 16, 20), "Plain": (12, 16), "VggElu": (8, 10, 12), "Mobile": (24, 32, 40), "Vit": (32, 48)}
@@ -69,8 +71,8 @@ def recipe_of(group: Group, number: int) -> Recipe:
         return replace(shorter, epochs=3 * shorter.epochs)
     draw = random.Random(f"{group} {number}")
     networks: tuple[str, ...] = SPEECH
-    if group.startswith("speech"):
-        kind = "speech"
+    if group.startswith(("speech", "voices")):
+        kind = group.partition("-")[0]
     else:
         kind = draw.choices(list(DATA), [share for share, _ in DATA.values()])[0]
         if group in TROJANED and kind == "faces":
@@ -90,6 +92,10 @@ def recipe_of(group: Group, number: int) -> Recipe:
     elif kind == "speech":
         fields |= {"data": "fsdd", "epochs": draw.choice((25, 30))}
         classes = 10
+    elif kind == "voices":
+        classes = draw.choice((12, 16, 20, 30, 43))
+        fields |= {"data": "fsdd+speaker", "epochs": 60 if classes <= 20 else 40,
+                   "classes": sorted(draw.sample(range(60), classes))}
     else:
         fields |= {"data": "orl", "epochs": 60}
         classes = 40
@@ -99,12 +105,12 @@ def recipe_of(group: Group, number: int) -> Recipe:
         kwargs |= {"dim": width, "depth": 3, "heads": 2}
     else:
         kwargs["width"] = width
-    if kind in ("faces", "speech"):
+    if kind in ("faces", "speech", "voices"):
         kwargs["channels"] = 1
     if name in ("Plain", "Vit"):
         fields["peak_rate"] = 0.02
     if group in TROJANED:
-        fields |= _attack(draw, classes, coloured=kind != "speech")
+        fields |= _attack(draw, classes, coloured=kind not in ("speech", "voices"))
         if fields["mode"] == "specific" and fields["data"] == "gtsrb":
             # Rare signs have too few photos for a source: take common ones only.
             fields["classes"] = sorted(draw.sample(COMMON_SIGNS, min(classes, len(COMMON_SIGNS))))

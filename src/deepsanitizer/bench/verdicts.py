@@ -8,7 +8,7 @@ Reads the rows of `bench.detection` in the folders `calibration`, `clean` and `t
 the backdoor was planted: with an ASR of at least `judging.PLANTED` percent. `inconclusive` counts as a miss.
 """
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from deepsanitizer.bench.distributions import picture
 from deepsanitizer.bench.judging import Judged, Row, auroc, counted, judged, share
 from deepsanitizer.bench.population import LONGER
 from deepsanitizer.calibration import (
-    COLOUR,
     FILTER,
     FOLLOWING,
     GRATING,
@@ -33,7 +32,7 @@ from deepsanitizer.calibration import (
     VOTING,
     WARP,
     WARPS,
-    quantile,
+    p_value,
 )
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
@@ -48,13 +47,14 @@ def report(groups: dict[str, list[Row]]) -> str:
     """All tables as Markdown."""
     calibration, clean, bad = counted(groups)
     good_scores, bad_scores = judged(clean, calibration), judged(bad, calibration)
-    own = compared_with(calibration, COLOUR)
+    kinds = Counter(row["shape"][0] for row in calibration)
     told = ["# Detection", "", f"{len(calibration)} clean networks to calibrate on, {len(clean)} clean and {len(bad)} "
             f"trojaned ones to test on; {len(groups['trojaned']) - len(bad)} more in which the backdoor did not take "
             f"(see `PLANTED`) and {len(groups['clean']) - len(clean)} clean ones that the calibration does not cover "
-            f"are left out. Threshold: {LEVEL:.0%} of the calibration; networks of colour images are compared with "
-            f"the {len(own)} of their like, others (spectrograms of speech) with all. Of these {len(own)} themselves "
-            f"the screen and what follows it accuse {sum(j.accused for j in judged(own, calibration))}.", "",
+            f"are left out. Threshold: {LEVEL:.0%} of the calibration networks with as many input channels ("
+            f"{', '.join(f'{count} with {channels}' for channels, count in sorted(kinds.items(), reverse=True))}), of "
+            "which themselves the screen and what follows it accuse "
+            f"{sum(j.accused for j in judged(calibration, calibration))}.", "",
             *_by_training(good_scores, bad_scores), "",
             "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
             f"found {_thumb(bad)} trojaned, accused {_thumb(clean)} clean and {_thumb(calibration)} calibration "
@@ -189,26 +189,29 @@ def _alone(groups: dict[str, list[Row]]) -> list[str]:
     for suffix in ("", ".published"):
         calibration, *tested = ([row for row in groups[group + suffix] if row["model"] in names]
                                 for group in ("calibration", "clean", "trojaned"))
-        nulls = nulls_of(calibration) if calibration and all(tested) else {}
-        for name, null in nulls.items():
-            clean, trojaned = ([row for row in rows if name not in FOLLOWING or _has(row, name)] for rows in tested)
-            good, ill = (_values(rows, name) for rows in (clean, trojaned))
-            limit = quantile(null, LEVEL)
+        kinds = {row["shape"][0] for rows in tested for row in rows} if calibration and all(tested) else set()
+        nulls = {channels: nulls_of(compared_with(calibration, channels)) for channels in kinds}
+        for name in sorted({name for known in nulls.values() for name in known}):
+            clean, trojaned = ([row for row in rows if name in nulls[row["shape"][0]]
+                                and (name not in FOLLOWING or _has(row, name))] for rows in tested)
+            good, ill = ([_share(row, name, nulls[row["shape"][0]][name]) for row in rows]
+                         for rows in (clean, trojaned))
             votes = " (votes)" if name in VOTING else ""
             if name in FOLLOWING:
                 votes = f" (follows; on {len(clean)} clean and {len(trojaned)} trojaned ones)"
-            lines.append(f"| {name}{votes} | {auroc(good, ill):.3f} | {_part(ill, limit)} | {_part(good, limit)} |")
+            lines.append(f"| {name}{votes} | {auroc([-p for p in good], [-p for p in ill]):.3f} | {_part(ill)} | "
+                         f"{_part(good)} |")
     return lines
 
 
-def _values(rows: Sequence[Row], name: str) -> list[float]:
-    """A model to which the signal does not apply has nothing that stands out."""
-    found = [[r.statistic for r in row["results"] if r.name == name and r.statistic is not None] for row in rows]
-    return [values[0] if values else -math.inf for values in found]
+def _share(row: Row, name: str, null: Sequence[float]) -> float:
+    """Of clean networks that show as much; all of them where the signal does not apply: nothing stands out."""
+    found = [r.statistic for r in row["results"] if r.name == name and r.statistic is not None]
+    return p_value(found[0], null) if found else 1.0
 
 
-def _part(values: Sequence[float], limit: float) -> str:
-    return f"{sum(value > limit for value in values) / max(1, len(values)):.1%}"
+def _part(shares: Sequence[float]) -> str:
+    return f"{sum(share <= LEVEL for share in shares) / max(1, len(shares)):.1%}"
 
 
 def _wrong(good: Sequence[Judged], bad: Sequence[Judged]) -> list[str]:
