@@ -7,7 +7,9 @@ Clean networks only. Left out are those that the dummies do not represent (they 
 of the classes), the faces (eight photos of a person train networks whose natural outliers would drown every trigger
 elsewhere), and networks of fewer than `LEAST_CLASSES`, which have too few rivals to tell a favourite from a target.
 The combined statistic of each network is taken against the others, as a network from outside meets them. There is a
-table for each number of input channels of which `LEAST_OF_A_KIND` networks are there: colour images, spectrograms.
+table for each number of input channels of which `LEAST_OF_A_KIND` networks are there: colour images, spectrograms. Of a
+kind with fewer than `ENOUGH` a signal's null distribution is that of all networks where these ask for more: from a few
+networks that hardly show a signal no tail can be told.
 """
 
 import json
@@ -18,33 +20,40 @@ from typing import Any
 import click
 
 from deepsanitizer.bench.detection import load_rows
-from deepsanitizer.calibration import REACHED, combined
+from deepsanitizer.calibration import FOLLOWING, FOLLOWING_LEVEL, LEVEL, REACHED, combined, quantile
 from deepsanitizer.errors import UsageError
 from deepsanitizer.report import write
 
 LEFT_OUT = ("orl",)
 LEAST_CLASSES = 8
 LEAST_OF_A_KIND = 30  # networks with so many channels, for others with as many to be covered
+ENOUGH = 80  # of a kind, to tell a tail from
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """A table by number of input channels, as they are stored. UsageError as `calibrated`."""
     kinds = [row["shape"][0] for row in taken(rows)]
-    return {str(channels): calibrated(compared_with(rows, channels)) for channels in sorted({*kinds})
+    return {str(channels): table_for(rows, channels) for channels in sorted({*kinds})
             if kinds.count(channels) >= LEAST_OF_A_KIND}
 
 
-def compared_with(rows: Sequence[dict[str, Any]], channels: int) -> list[dict[str, Any]]:
-    """The rows with which a network with so many channels is compared: its like or, where these are too few, all."""
+def table_for(rows: Sequence[dict[str, Any]], channels: int) -> dict[str, Any]:
+    """The table for networks with so many channels: of their like or, where these are too few, of all."""
     alike = [row for row in rows if row["shape"][0] == channels]
-    return alike if len(taken(alike)) >= LEAST_OF_A_KIND else list(rows)
+    count = len(taken(alike))
+    if count < LEAST_OF_A_KIND:
+        return calibrated(rows)
+    return calibrated(alike, others=[row for row in rows if row not in alike] if count < ENOUGH else ())
 
 
-def calibrated(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The table that `calibration.read` takes. UsageError where a row is of a trojaned network or too few are left."""
-    if any(row["truth"]["trigger"] for row in rows):
+def calibrated(rows: Sequence[dict[str, Any]], *, others: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The table that `calibration.read` takes; `others` are networks of other kinds (see the module).
+
+    UsageError where a row is of a trojaned network or too few are left.
+    """
+    if any(row["truth"]["trigger"] for row in (*rows, *others)):
         raise UsageError("a trojaned network is among the rows", "Calibrate on clean networks only.")
-    usable = taken(rows)
+    usable, beside = taken(rows), nulls_of(taken(others))
     if len(usable) < 20:
         raise UsageError(f"{len(usable)} networks are too few to calibrate on", "Train and scan more.")
     sides = [side for row in usable for side in row["shape"][1:]]
@@ -53,8 +62,8 @@ def calibrated(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "models": len(usable), "classes": [min(classes), max(classes)], "side": [min(sides), max(sides)],
         "channels": sorted(count for count in set(channels) if channels.count(count) >= LEAST_OF_A_KIND),
-        "nulls": nulls_of(usable), "combined": sorted(round(combined(row["results"], nulls_of(
-            [other for other in usable if other is not row])), 4) for row in usable),
+        "nulls": widened(nulls_of(usable), beside), "combined": sorted(round(combined(row["results"], widened(
+            nulls_of([other for other in usable if other is not row]), beside)), 4) for row in usable),
         "provenance": {"left out": sorted(row["model"] for row in rows if row not in usable),
                        "networks": _counts(usable), "labels": sorted({row["label"] for row in usable}),
                        "made by": "deepsanitizer.bench.population, .detection and .calibrate"}}
@@ -74,6 +83,15 @@ def nulls_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
             if result.applicable and result.statistic is not None:
                 nulls.setdefault(result.name, []).append(result.statistic)
     return {name: sorted(values) for name, values in sorted(nulls.items()) if len(values) >= len(rows) / 2}
+
+
+def widened(nulls: dict[str, list[float]], beside: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Each signal's null distribution or, where it asks for more at the level that counts, that with others beside."""
+    wide = {}
+    for name, null in nulls.items():
+        level = FOLLOWING_LEVEL if name in FOLLOWING else LEVEL
+        wide[name] = max(null, sorted(null + beside.get(name, [])), key=lambda values: quantile(values, level))
+    return wide
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:

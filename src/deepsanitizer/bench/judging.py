@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from deepsanitizer.bench.calibrate import calibrated, compared_with, taken
+from deepsanitizer.bench.calibrate import table_for, taken
 from deepsanitizer.bench.calibrate import tables as tables_of
 from deepsanitizer.calibration import FOLLOWING, PERMUTATIONS, REACHED, accusations, read
 from deepsanitizer.types import Evidence
@@ -49,7 +49,7 @@ def judged(rows: Sequence[Row], calibration: Sequence[Row], *, without: tuple[st
     """
     kept = [_without(row, without) for row in calibration]
     kinds = {row["shape"][0] for row in rows}
-    known = {channels: read(calibrated(compared_with(kept, channels))) for channels in kinds}
+    known = {channels: read(table_for(kept, channels)) for channels in kinds}
     out = []
     for row in rows:
         table = known[row["shape"][0]]

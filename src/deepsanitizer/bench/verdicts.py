@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from deepsanitizer.bench.calibrate import compared_with, nulls_of
+from deepsanitizer.bench.calibrate import table_for
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
 from deepsanitizer.bench.judging import Judged, Row, auroc, counted, judged, share
@@ -190,7 +190,7 @@ def _alone(groups: dict[str, list[Row]]) -> list[str]:
         calibration, *tested = ([row for row in groups[group + suffix] if row["model"] in names]
                                 for group in ("calibration", "clean", "trojaned"))
         kinds = {row["shape"][0] for rows in tested for row in rows} if calibration and all(tested) else set()
-        nulls = {channels: nulls_of(compared_with(calibration, channels)) for channels in kinds}
+        nulls = {channels: table_for(calibration, channels)["nulls"] for channels in kinds}
         for name in sorted({name for known in nulls.values() for name in known}):
             clean, trojaned = ([row for row in rows if name in nulls[row["shape"][0]]
                                 and (name not in FOLLOWING or _has(row, name))] for rows in tested)
