@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from deepsanitizer.bench.calibrate import table_for
+from deepsanitizer.bench.calibrate import nulls_of, table_for
 from deepsanitizer.bench.detection import What, load_rows
 from deepsanitizer.bench.distributions import picture
 from deepsanitizer.bench.judging import Judged, Row, auroc, counted, judged, share
@@ -42,6 +42,8 @@ OF_ATTACK = {"patch": ("screen place", "screen own goals", STAMPED_PAIRS, STAMPS
              "blend": ("screen blend",), "tint": ("screen filter", FILTER, TINTS), "warp": ("screen warp", WARP, WARPS),
              "grating": ("screen grating", GRATING)}
 
+KINDS = {3: "colour images", 1: "spectrograms of speech"}  # by channels
+
 
 def report(groups: dict[str, list[Row]]) -> str:
     """All tables as Markdown."""
@@ -55,7 +57,7 @@ def report(groups: dict[str, list[Row]]) -> str:
             f"{', '.join(f'{count} with {channels}' for channels, count in sorted(kinds.items(), reverse=True))}), of "
             "which themselves the screen and what follows it accuse "
             f"{sum(j.accused for j in judged(calibration, calibration))}.", "",
-            *_by_training(good_scores, bad_scores), "",
+            *_by_kind(good_scores, bad_scores), "",
             "The rule of thumb of the full scan (a lead of about one plain margin) on the same short searches: "
             f"found {_thumb(bad)} trojaned, accused {_thumb(clean)} clean and {_thumb(calibration)} calibration "
             "networks.", "", "## By attack", "", "| attack | models | found | without its family's signals |",
@@ -94,12 +96,18 @@ def groups_of(results: Path) -> dict[str, list[Row]]:
             for name, mine in folders.items() for suffix, what in kinds.items()}
 
 
-def _by_training(good: Sequence[Judged], bad: Sequence[Judged]) -> list[str]:
-    """The figures over all networks and, where some were trained for longer, on these and on the same ones before."""
+def _by_kind(good: Sequence[Judged], bad: Sequence[Judged]) -> list[str]:
+    """The figures over all networks, over each kind of input where there are several and, where some were trained for
+    longer, on these and on the same ones before.
+    """
     names = {j.row["model"] for j in [*good, *bad]}
     longer = {name for name in names if name.startswith(LONGER)}
     before = {name.removeprefix(LONGER) for name in longer} & names
     columns = {"all": _main(good, bad)}
+    kinds = {j.row["shape"][0] for j in [*good, *bad]}
+    for channels in sorted(kinds, reverse=True) if len(kinds) > 1 else ():
+        columns[KINDS.get(channels, f"{channels} channels")] = _main(
+            *([j for j in some if j.row["shape"][0] == channels] for some in (good, bad)))
     if longer:
         for name, some in (("trained briefly", names - longer), ("trained for longer", longer),
                            ("the same, trained briefly", before)):
@@ -190,7 +198,9 @@ def _alone(groups: dict[str, list[Row]]) -> list[str]:
         calibration, *tested = ([row for row in groups[group + suffix] if row["model"] in names]
                                 for group in ("calibration", "clean", "trojaned"))
         kinds = {row["shape"][0] for rows in tested for row in rows} if calibration and all(tested) else set()
-        nulls = {channels: table_for(calibration, channels)["nulls"] for channels in kinds}
+        # Published detectors were run on colour images alone, and are not in the tables of the calibration.
+        nulls = {channels: nulls_of(calibration) if suffix else table_for(calibration, channels)["nulls"]
+                 for channels in kinds}
         for name in sorted({name for known in nulls.values() for name in known}):
             clean, trojaned = ([row for row in rows if name in nulls[row["shape"][0]]
                                 and (name not in FOLLOWING or _has(row, name))] for rows in tested)
