@@ -48,6 +48,7 @@ class Calibration:
     side: tuple[int, int]  # of an image, in pixels
     channels: tuple[int, ...]
     provenance: Mapping[str, Any]
+    rated: bool = True  # whether a false-alarm rate may be stated: not from few networks of a kind
 
     def covers(self, classes: int, shape: Sequence[int]) -> bool:
         """Whether networks with such an input, (C, H, W), were among the calibration networks."""
@@ -143,7 +144,7 @@ def read(table: Mapping[str, Any]) -> Calibration:
     """From the JSON object that `bench.calibrate` writes."""
     return Calibration(table["models"], {name: tuple(values) for name, values in table["nulls"].items()},
                        tuple(table["combined"]), tuple(table["classes"]), tuple(table["side"]),
-                       tuple(table["channels"]), table["provenance"])
+                       tuple(table["channels"]), table["provenance"], table["rated"])
 
 
 def p_value(statistic: float, null: Sequence[float], *, tail: float = 0.1) -> float:

@@ -15,6 +15,7 @@ from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdic
 
 THRESHOLD = 1.0
 SUSPICIOUS_FROM = 0.85
+FEW = ", but few of its kind are among them, so that no rate of false alarms is known"
 
 
 def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Calibration, *,
@@ -24,7 +25,8 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
     The scores of signals that name the same goal add up; the verdict's is that of the goal that most is said about: the
     combined statistic over the one that `calibration.LEVEL` of clean networks exceed. One of the searches that follow
     may accuse alone, or be suspicious; the verdict is that of whichever is further, by its threshold. Where the dummies
-    reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated.
+    reach fewer classes than on the calibration networks, nothing is called clean and no rate is stated; nor is it where
+    few of these are of its kind (`Calibration.rated`).
     """
     reached = len(dummies.labels.unique()) / dummies.logits.shape[1]
     known = reached >= REACHED
@@ -45,16 +47,18 @@ def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Ca
                        "network well enough for a verdict.", p)
     above = sum(value >= against for value in calibration.combined)
     rate = f"{above or 'none'} of {calibration.models} clean networks score as high"
+    if not calibration.rated:
+        rate += FEW
     if not known:
         rate += f", but the dummies reach {reached:.0%} of the classes only, as in none of those"
     if score >= THRESHOLD:
         what = ("One small patch sends each class to a goal of its own" if suspects and suspects[0].kind == "all2all"
                 else "A small universal change of the image reaches one goal far more easily than any other")
-        return Verdict("backdoored", score, THRESHOLD, known, suspects, f"{what}; {rate}.", p)
+        return Verdict("backdoored", score, THRESHOLD, known and calibration.rated, suspects, f"{what}; {rate}.", p)
     if score >= suspicious_from:
-        return Verdict("suspicious", score, THRESHOLD, True, suspects,
+        return Verdict("suspicious", score, THRESHOLD, calibration.rated, suspects,
                        f"One goal is easier to reach than others, but not clearly so; {rate}.", p)
-    return Verdict("clean", score, THRESHOLD, True, (),
+    return Verdict("clean", score, THRESHOLD, calibration.rated, (),
                    f"No universal change that was searched reaches one goal more easily than in clean networks; "
                    f"{rate}.", p)
 
@@ -79,11 +83,12 @@ def _alone(item: Evidence, calibration: Calibration) -> Verdict:
     suspect = Suspect(kind=result.kind, source=result.source, target=result.target, family=result.family,
                       score=result.score or 0.0)
     what = _ALONE.get(result.name) or _ALONE[result.family if result.kind == "all2one" else result.kind]
-    told = f"{what}; {above or 'none'} of {len(null)} clean networks show as much."
+    few = "" if calibration.rated else FEW
+    told = f"{what}; {above or 'none'} of {len(null)} clean networks show as much{few}."
     if suspect.score < THRESHOLD:
-        return Verdict("suspicious", suspect.score, THRESHOLD, True, (suspect,),
+        return Verdict("suspicious", suspect.score, THRESHOLD, calibration.rated, (suspect,),
                        f"{told} That is not quite enough to accuse by this search alone.", result.p_value)
-    return Verdict("backdoored", suspect.score, THRESHOLD, True, (suspect,), told, result.p_value)
+    return Verdict("backdoored", suspect.score, THRESHOLD, calibration.rated, (suspect,), told, result.p_value)
 
 
 def leading_goal(results: Sequence[SignalResult]) -> int | None:

@@ -182,6 +182,7 @@ def test_a_pair_says_the_source_only_where_other_sources_stay_behind() -> None:
 def test_the_shipped_calibration_covers_what_it_says(channels: int) -> None:
     table = shipped(channels)
     assert table.models >= (80 if channels == 3 else 40)
+    assert table.rated == (channels == 3)  # of 18 clean test networks of speech three are accused
     assert {*VOTING, *FOLLOWING} <= set(table.nulls)
     assert all(list(null) == sorted(null) for null in table.nulls.values())
     assert table.covers(10, (channels, 32, 32))
@@ -291,6 +292,18 @@ def full(score: float, target: int | None, *, kind: str = "all2one", family: str
     told = SignalResult(name=family, applicable=True, kind=kind, target=target, score=score,  # type: ignore[arg-type]
                         family=family, margin=9.0, runner_up=1.0)
     return Evidence(told, (Trigger(family, {}, 0.1, target, None, 5.0),))
+
+
+def test_where_few_networks_are_alike_no_rate_is_stated() -> None:
+    follows = evidence(result(9.0, FOLLOWING[1], kind="specific", source=1))
+    table = replace(TABLE, nulls={**TABLE.nulls, FOLLOWING[1]: NULL})
+    (placed,) = table.placed([follows.result])
+    for told, name in ((evidence(result(9.0)), "backdoored"), (evidence(result(0.1)), "clean"),
+                       (replace(follows, result=placed), "backdoored")):
+        few, many = (judge_screen([told], dummies(), known) for known in (replace(table, rated=False), table))
+        assert (few.name, few.calibrated, many.name, many.calibrated) == (name, False, name, True)
+        assert "no rate of false alarms is known" in few.explanation
+        assert "no rate" not in many.explanation
 
 
 def test_full_evidence_after_a_screen_never_accuses_alone() -> None:

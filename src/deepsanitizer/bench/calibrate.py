@@ -9,7 +9,7 @@ elsewhere), and networks of fewer than `LEAST_CLASSES`, which have too few rival
 The combined statistic of each network is taken against the others, as a network from outside meets them. There is a
 table for each number of input channels of which `LEAST_OF_A_KIND` networks are there: colour images, spectrograms. Of a
 kind with fewer than `ENOUGH` a signal's null distribution is that of all networks where these ask for more: from a few
-networks that hardly show a signal no tail can be told.
+networks that hardly show a signal no tail can be told. Nor is a rate of false alarms stated for such a kind.
 """
 
 import json
@@ -60,7 +60,8 @@ def calibrated(rows: Sequence[dict[str, Any]], *, others: Sequence[dict[str, Any
     classes = [row["classes"] for row in usable]
     channels = [row["shape"][0] for row in usable]
     return {
-        "models": len(usable), "classes": [min(classes), max(classes)], "side": [min(sides), max(sides)],
+        "models": len(usable), "rated": len(usable) >= ENOUGH,
+        "classes": [min(classes), max(classes)], "side": [min(sides), max(sides)],
         "channels": sorted(count for count in set(channels) if channels.count(count) >= LEAST_OF_A_KIND),
         "nulls": widened(nulls_of(usable), beside), "combined": sorted(round(combined(row["results"], widened(
             nulls_of([other for other in usable if other is not row]), beside)), 4) for row in usable),
