@@ -15,7 +15,7 @@ from deepsanitizer.types import Dummies, Evidence, SignalResult, Suspect, Verdic
 
 THRESHOLD = 1.0
 SUSPICIOUS_FROM = 0.85
-FEW = ", but few of its kind are among them, so that no rate of false alarms is known"
+FEW = ", but too few networks of its kind were measured to state a rate of false alarms"
 
 
 def judge_screen(evidence: Sequence[Evidence], dummies: Dummies, calibration: Calibration, *,

@@ -302,8 +302,8 @@ def test_where_few_networks_are_alike_no_rate_is_stated() -> None:
                        (replace(follows, result=placed), "backdoored")):
         few, many = (judge_screen([told], dummies(), known) for known in (replace(table, rated=False), table))
         assert (few.name, few.calibrated, many.name, many.calibrated) == (name, False, name, True)
-        assert "no rate of false alarms is known" in few.explanation
-        assert "no rate" not in many.explanation
+        assert "too few networks of its kind" in few.explanation
+        assert "too few" not in many.explanation
 
 
 def test_full_evidence_after_a_screen_never_accuses_alone() -> None:
